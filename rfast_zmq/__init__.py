@@ -1,0 +1,1 @@
+"""R-FAST over ZeroMQ."""

@@ -1,0 +1,35 @@
+"""Every algorithm, one file each, by the name that ``--algorithm`` takes."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+
+from rfast_zmq.algorithms.rfast import RFast
+from rfast_zmq.algorithms.rfast_tree import RFastTree
+from rfast_zmq.core.interface import Algorithm, NodeConfig
+from rfast_zmq.errors import UsageError
+
+ALGORITHMS: dict[str, type[RFast] | type[RFastTree]] = {RFastTree.name: RFastTree, RFast.name: RFast}
+
+
+def algorithm(name: str, optimizer: str) -> type[RFast] | type[RFastTree]:
+    """The class behind a name.
+
+    Raises:
+        UsageError: no such algorithm, or it cannot honour the optimiser.
+    """
+    if name not in ALGORITHMS:
+        near = get_close_matches(name, ALGORITHMS, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise UsageError(f"--algorithm {name}: one of {', '.join(ALGORITHMS)}{hint}")
+    chosen = ALGORITHMS[name]
+    if optimizer not in chosen.optimizers:
+        raise UsageError(
+            f"--optimizer {optimizer}: {name} takes {', '.join(chosen.optimizers)} (it descends with the plain tracker)"
+            if name == "rfast"
+            else f"--optimizer {optimizer}: {name} takes {', '.join(chosen.optimizers)}"
+        )
+    return chosen
+
+
+__all__ = ["ALGORITHMS", "Algorithm", "NodeConfig", "RFast", "RFastTree", "algorithm"]

@@ -1,0 +1,334 @@
+"""``rfast-tree``: the default. R-FAST on a pair of spanning trees, relayed at network speed, stepped by progress.
+
+With every self-weight but the root's at 0, Algorithm 1 becomes: each node tells its parent the sum of the newest
+gradients of its subtree, the root descends along the total, the model flows down. Per bucket::
+
+    record     (w·g, w, w·V, c): a gradient times the node's weight; the weight; the version of the model it was made
+               from (rounds of progress P); samples counted
+    GRADIENT   own record = mean of the node's gradients since its last report left; c ← c + μ; UP
+    RECV A     a child's record = mean of what it said since this node's last report left (its newest at the root), with
+               the newest c; UP
+    UP         S = own record + Σ children's, recomputed, never added to.  Not the root: news for the parent.
+               The root: f = (S.c − last)/B, at most 1;  f > 0: DESCEND(S.g/S.w, f, τ = P − S.V/S.w), news for the children
+    RECV W     take the model up; news for the children
+
+A child whose c has not moved for K = 10 rounds of P is set aside: its g, w and V leave the sum until it moves.
+DESCEND is :mod:`rfast_zmq.core.descent`.
+
+Source: DESIGN of this project (``docs/algorithm.md``), changes 1 to 9; Algorithm 1: arXiv 2307.11617.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import exp
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from rfast_zmq.core.control import Phase
+from rfast_zmq.core.descent import Descent
+from rfast_zmq.core.events import (
+    Action,
+    CountsAgain,
+    Edge,
+    GradientReady,
+    Graph,
+    Message,
+    Number,
+    Ready,
+    RunGradient,
+    SetAside,
+)
+from rfast_zmq.core.interface import NodeConfig
+from rfast_zmq.core.skeleton import Skeleton
+
+ASIDE_ROUNDS = 10.0
+"""K: a child whose count has not moved for so many rounds is set aside."""
+PACE_OF_ROUND = 1 / 8
+"""C, as a part of a round's time."""
+IDLE_PACES = 2.0
+"""τ_idle, as a multiple of C."""
+
+
+class Record:
+    """What a node says of its subtree: a running mean of what was heard since the last report left.
+
+    Attributes:
+        g: sum over the subtree of weight times gradient, 1-D; None before the first.
+        w: sum of weights.
+        wv: sum of weight times version.
+        c: samples counted (newest, never a mean).
+        left: a report left since; the next entry begins a new window.
+    """
+
+    __slots__ = ("_n", "c", "g", "left", "w", "wv")
+
+    def __init__(self) -> None:
+        self.g: Tensor | None = None
+        self.w = self.wv = self._n = 0.0
+        self.c = 0
+        self.left = False
+
+    def add(self, g: Tensor, w: float, wv: float, c: int, size: float = 1.0, alone: bool = False) -> None:
+        """Take one more into the window's mean, with weight ``size`` (``alone``: forget the window first)."""
+        if self.g is None or self.left or alone or self._n == 0.0:
+            self.g, self.w, self.wv, self._n = g, w, wv, size
+            self.left = False
+        else:
+            self._n += size
+            t = size / self._n
+            self.g = torch.lerp(self.g, g, t)
+            self.w += t * (w - self.w)
+            self.wv += t * (wv - self.wv)
+        self.c = c
+
+
+class Child(Record):
+    """A child's record, and whether it moves."""
+
+    __slots__ = ("aside", "moved_at")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moved_at = 0.0
+        self.aside = False
+
+
+class TreeBucket:
+    """One bucket's instance of the algorithm at one node."""
+
+    def __init__(self, children: tuple[int, ...]) -> None:
+        self.x: Tensor | None = None
+        self.rounds = 0.0
+        """P of x."""
+        self.last = 0
+        """S.c at the last descent."""
+        self.staleness = 0.0
+        self.own = Record()
+        self.children = {j: Child() for j in children}
+
+    def total(self) -> tuple[Tensor | None, float, float, int]:
+        """S: (w·g, w, w·V, c) of the subtree, the set-aside children only by their c. ``g`` is a new tensor, or one of
+        the records' own."""
+        records: list[Record] = [self.own, *(k for k in self.children.values() if not k.aside)]
+        said = [r for r in records if r.g is not None]
+        c = self.own.c + sum(k.c for k in self.children.values())
+        if not said:
+            return None, 0.0, 0.0, c
+        g = said[0].g
+        assert g is not None
+        for i, r in enumerate(said[1:]):
+            assert r.g is not None
+            g = g + r.g if i == 0 else g.add_(r.g)
+        return g, sum(r.w for r in said), sum(r.wv for r in said), c
+
+    def look(self) -> list[Action]:
+        """Set aside the children that do not move."""
+        actions: list[Action] = []
+        for rank, child in self.children.items():
+            if child.g is not None and not child.aside and self.rounds - child.moved_at > ASIDE_ROUNDS:
+                child.aside = True
+                actions.append(SetAside(rank))
+        return actions
+
+    def report_left(self) -> None:
+        """What is in the windows was said: the next entry begins new ones."""
+        self.own.left = True
+        for child in self.children.values():
+            child.left = True
+
+
+class PaceMeter:
+    """Seconds of a round, from the root's descents; the last two rounds or so count."""
+
+    def __init__(self) -> None:
+        self._seconds = self._rounds = 0.0
+        self._before_s: float | None = None
+
+    def descended(self, now: float, f: float) -> None:
+        """A descent of ``f`` rounds happened at ``now``."""
+        if self._before_s is not None:
+            keep = exp(-f / 2)
+            self._seconds = keep * self._seconds + now - self._before_s
+            self._rounds = keep * self._rounds + f
+        self._before_s = now
+
+    @property
+    def round_s(self) -> float:
+        """Seconds of a round (0.0 until a quarter of one was seen)."""
+        return self._seconds / self._rounds if self._rounds > 0.25 else 0.0
+
+
+class RFastTree(Skeleton):
+    """One node of ``rfast-tree``. See the module.
+
+    The arithmetic and the state are per bucket; an optimiser's state is held by the root only.
+    """
+
+    name: ClassVar[str] = "rfast-tree"
+    optimizers: ClassVar[tuple[str, ...]] = ("nadam", "adam", "sgd", "momentum", "nesterov")
+
+    def __init__(self, config: NodeConfig) -> None:
+        pull, push, rank = config.topology.pull_tree, config.topology.push_tree, config.rank
+        out, into = [Edge("W", rank, j) for j in pull.children[rank]], [Edge("A", j, rank) for j in push.children[rank]]
+        if (parent := push.parent[rank]) is not None:
+            out.append(Edge("A", rank, parent))
+        if (parent := pull.parent[rank]) is not None:
+            into.append(Edge("W", parent, rank))
+        super().__init__(config, out, into)
+        layout = config.layout
+        self._state = [TreeBucket(self.push_children) for _ in layout.buckets]
+        self._descent: list[Descent | None] = [None] * self.buckets
+        self._meter = PaceMeter()
+        if self.is_root:
+            assert config.initial is not None, "the root starts from a model"
+            for state, x in zip(self._state, config.initial, strict=True):
+                state.x = x
+            self._descent = [
+                Descent(
+                    bucket,
+                    layout.groups,
+                    rule=config.optimizer,
+                    momentum=config.momentum,
+                    beta2=config.beta2,
+                    eps=config.eps,
+                    weight_decay=config.weight_decay,
+                )
+                if bucket.kind == "parameters"
+                else None
+                for bucket in layout.buckets
+            ]
+
+    @classmethod
+    def numbers(cls, graph: Graph) -> Mapping[str, type]:
+        own: dict[str, type] = {"P": float} if graph == "W" else {"w": float, "wV": float, "c": int}
+        return {**super().numbers(graph), **own}
+
+    # ------------------------------------------------------------------------------------ events
+
+    def _started(self, now: float) -> list[Action]:
+        return super()._started(now) + self._mark("W") if self.is_root else []
+
+    def _ready(self) -> bool:
+        return all(state.x is not None for state in self._state)
+
+    def _models(self, now: float) -> list[Action]:
+        model = tuple(state.x for state in self._state if state.x is not None)
+        if len(model) < self.buckets:
+            return []
+        return [RunGradient(model, tuple(state.rounds for state in self._state))]
+
+    def _gradient(self, event: GradientReady) -> list[Action]:
+        w, actions = self.config.weight, []
+        for b, (state, g) in enumerate(zip(self._state, event.gradient, strict=True)):
+            own = state.own
+            own.add(
+                g if w == 1.0 else w * g,
+                w,
+                w * event.rounds[b],
+                own.c + event.samples,
+                size=float(event.samples),
+                alone=self.is_root,
+            )
+            actions += self._up(b, event.now)
+        return actions
+
+    def _received(self, message: Message, now: float) -> list[Action]:
+        b, numbers = message.bucket, message.numbers
+        state = self._state[b]
+        if message.edge.graph == "W":
+            had = self._ready()
+            state.x, state.rounds = message.payload, float(numbers["P"])  # type: ignore[arg-type]
+            return [*([] if had or not self._ready() else [Ready()]), *self._mark("W", b), *state.look()]
+        child, w, c = state.children[message.edge.src], float(numbers["w"]), int(numbers["c"])  # type: ignore[arg-type]
+        if w <= 0.0:
+            return []
+        actions: list[Action] = []
+        if c > child.c or child.g is None:
+            child.moved_at = state.rounds
+            if child.aside:
+                child.aside = False
+                actions.append(CountsAgain(message.edge.src))
+        alone = self.is_root or bool(numbers["final"])
+        child.add(message.payload, w, float(numbers["wV"]), max(c, child.c), alone=alone)  # type: ignore[arg-type]
+        return actions + self._up(b, now)
+
+    def _up(self, b: int, now: float) -> list[Action]:
+        if not self.is_root:
+            return self._mark("A", b)
+        if not self._closing.running:
+            return []
+        state = self._state[b]
+        actions = state.look()
+        g, w, wv, c = state.total()
+        if g is None or w <= 0.0:
+            return actions
+        f = min((c - state.last) / self.config.global_batch, 1.0)
+        state.last = max(c, state.last)
+        if f <= 0.0:
+            return actions
+        assert state.x is not None
+        d, descent = g / w, self._descent[b]
+        if descent is None:
+            state.x = d
+        else:
+            state.staleness = max(state.rounds - wv / w, 0.0)
+            lr = self.config.lr * self.config.lr_schedule(self.root_rounds)
+            state.x = descent.step(state.x, d, f, state.staleness, lr)
+        state.rounds += f
+        if b == 0:
+            self._meter.descended(now, f)
+            self.round_s = self._meter.round_s
+            self.root_pace_s = self.config.pace_s if self.config.pace_s is not None else self.round_s * PACE_OF_ROUND
+        self.root_rounds = min(s.rounds for s in self._state)
+        return actions + self._mark("W", b)
+
+    def _payload(self, edge: Edge, bucket: int, now: float) -> tuple[Tensor, dict[str, Number]] | None:
+        state = self._state[bucket]
+        if edge.graph == "W":
+            return None if state.x is None else (state.x, {"P": state.rounds})
+        g, w, wv, c = state.total()
+        if g is None:
+            if self._closing.phase is Phase.RUN:
+                return None
+            g = torch.zeros(self.config.layout.buckets[bucket].size, dtype=self.config.layout.dtype)
+        state.report_left()
+        return g, {"w": w, "wV": wv, "c": c}
+
+    # ------------------------------------------------------------------------------------ what others ask
+
+    def _set_aside(self) -> tuple[int, ...]:
+        return tuple(j for j in self.push_children if any(state.children[j].aside for state in self._state))
+
+    def _staleness(self) -> float:
+        return sum(state.staleness for state in self._state) / self.buckets
+
+    def _idle_s(self) -> float:
+        return max(IDLE_PACES * self.pace_s, 1e-3)
+
+    def export(self) -> tuple[Tensor, ...] | None:
+        """At the root θ, the plain iterate; elsewhere the newest model heard."""
+        if not self._ready():
+            return None
+        return tuple(
+            descent.plain(state.x) if descent is not None else state.x
+            for state, descent in zip(self._state, self._descent, strict=True)
+            if state.x is not None
+        )
+
+    def last_record(self) -> Mapping[str, Tensor | float]:
+        """``own``: this node's last record w·g (zeros if it has none); ``sum``: S, of the subtree; ``samples``: own."""
+        zero = [torch.zeros(bucket.size, dtype=self.config.layout.dtype) for bucket in self.config.layout.buckets]
+        own = [z if s.own.g is None else s.own.g for s, z in zip(self._state, zero, strict=True)]
+        totals = [z if (t := s.total()[0]) is None else t for s, z in zip(self._state, zero, strict=True)]
+        return {"own": torch.cat(own), "sum": torch.cat(totals), "samples": float(self._own.samples)}
+
+    @staticmethod
+    def identity_error(records: Mapping[int, Mapping[str, Tensor | float]], root: int) -> float:
+        """|S at the root − Σ of the nodes' own last records| ÷ the largest |g| (float64 sums; max over coordinates)."""
+        own = [torch.as_tensor(r["own"]).double() for r in records.values()]
+        total = torch.as_tensor(records[root]["sum"]).double()
+        scale = max(float(g.abs().max()) for g in own)
+        return float((total - sum(own)).abs().max()) / scale if scale else 0.0

@@ -1,0 +1,130 @@
+"""From settings to a node: what the simulator and the real node put together in the same way."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from rfast_zmq.algorithms import Algorithm, NodeConfig, algorithm
+from rfast_zmq.conditions import Faults, Speeds
+from rfast_zmq.errors import UsageError
+from rfast_zmq.results import Result
+from rfast_zmq.settings import DEFAULT_NODES, Settings
+from rfast_zmq.task import Task, Worker, check_split, load_task
+from rfast_zmq.topology import Topology, build, is_file
+from rfast_zmq.wire import Codec
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run, checked: everything that can be known before a process starts.
+
+    Attributes:
+        task: the user's class; ``source`` the file (and class) it can be loaded from again.
+        settings: resolved against the task's defaults.
+    """
+
+    task: type[Task]
+    source: str
+    settings: Settings
+    topology: Topology
+    speeds: Speeds
+    faults: Faults
+
+    @classmethod
+    def make(cls, task: str | type[Task], settings: Settings) -> Plan:
+        """Check the settings against the task and one another.
+
+        Args:
+            task: ``FILE.py`` or ``FILE.py:Class``, or the class itself.
+
+        Raises:
+            UsageError: whatever cannot be, said in one line.
+        """
+        chosen = load_task(task) if isinstance(task, str) else task
+        source = f"{Path(inspect.getfile(chosen)).resolve()}:{chosen.__name__}"
+        settings = settings.resolved(chosen.defaults)
+        wanted = settings.nodes if settings.nodes is not None or is_file(settings.topology) else DEFAULT_NODES
+        topology = build(settings.topology, wanted, settings.seed)
+        settings = replace(settings, nodes=topology.nodes)
+        assert settings.split is not None
+        assert settings.optimizer is not None
+        check_split(settings.split)
+        algorithm(settings.algorithm, settings.optimizer)
+        speeds = Speeds.parse(settings.compute, settings.straggler, topology.nodes, settings.seed)
+        faults = Faults(
+            drop=settings.drop, duplicate=settings.duplicate, reorder=settings.reorder, seed=settings.seed
+        )
+        if settings.data is not None and not Path(settings.data).is_file():
+            raise UsageError(f"--data {settings.data}: no such file; give the path of the task's data file")
+        return cls(chosen, source, settings, topology, speeds, faults)
+
+    def worker(self, rank: int) -> Worker:
+        """The task on one node (evaluations run at the root)."""
+        task, evaluates = self.task(self.settings, rank), rank == self.topology.root
+        return Worker(task, self.settings, rank, _device(self.settings.device), evaluates=evaluates)
+
+    def node(self, rank: int, worker: Worker, incarnation: int) -> Algorithm:
+        """The algorithm's state of one node."""
+        s = self.settings
+        assert s.optimizer is not None
+        assert s.lr is not None
+        assert s.momentum is not None
+        assert s.weight_decay is not None
+        assert s.global_batch is not None
+        config = NodeConfig(
+            rank=rank,
+            topology=self.topology,
+            layout=worker.layout,
+            initial=worker.initial() if rank == self.topology.root else None,
+            global_batch=s.global_batch,
+            optimizer=s.optimizer,
+            lr=s.lr,
+            momentum=s.momentum,
+            weight_decay=s.weight_decay,
+            lr_schedule=worker.task.lr_schedule,
+            weight=worker.weight,
+            incarnation=incarnation,
+            pace_s=s.pace,
+            resend_s=s.resend,
+            stop_samples=s.samples,
+        )
+        return algorithm(s.algorithm, s.optimizer)(config)
+
+    def codec(self, node: Algorithm, run: str) -> Codec:
+        """The codec of one node's edges."""
+        layout = node.config.layout
+        return Codec(
+            run=run,
+            layout=layout.hash,
+            sizes=layout.sizes,
+            dtype=layout.dtype,
+            in_edges=node.in_edges,
+            numbers={"W": node.numbers("W"), "A": node.numbers("A")},
+        )
+
+    def result(self, simulated: bool) -> Result:
+        """An empty result of this run."""
+        s = self.settings
+        return Result(
+            algorithm=s.algorithm,
+            topology=self.topology.name,
+            nodes=self.topology.nodes,
+            seed=s.seed,
+            simulated=simulated,
+        )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"--device {name}: cpu, cuda, cuda:0, … or auto") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices; use cpu or auto")
+    return device

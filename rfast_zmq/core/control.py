@@ -1,0 +1,191 @@
+"""What rides beside the mathematics, for every algorithm alike: the census, and how a run closes.
+
+Both use the pair of spanning trees that every topology has. Numbers climb the push tree in the headers of A-messages
+(samples done, loss, the slowest node, who is set aside); the phase of the run comes down the pull tree in the headers of
+W-messages. Nothing here waits: a node says what it knows whenever it speaks.
+
+Closing, in three phases, proof against any loss because idle edges repeat themselves:
+
+1. *run*. The root decides to stop.
+2. *stop* (the phase comes down with the models): a node that hears it computes no more. A node says ``final`` for a
+   bucket once each of its children in the push tree has said so; what it says then is its last word.
+3. *leave*: when the root has every final word it says so, and the word goes down the pull tree. A node leaves when each
+   of its children in the pull tree has left (its connection is closed), so the root goes last.
+
+A child that was set aside, or that has been silent for ``patience_s`` while the run closes, is not waited for. That
+span is ten rounds of the run as it was measured, not a number anybody guesses, and it plays no part before the stop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from math import inf, isfinite, nan
+
+from rfast_zmq.core.events import Number
+
+PATIENCE_ROUNDS = 10.0
+PATIENCE_LEAST_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """What is known of a node or of a subtree.
+
+    Attributes:
+        samples: samples computed.
+        weight: sum of the weights of the nodes that have a loss.
+        weighted_loss: sum over those of weight times newest training loss.
+        slowest_pace: least samples a second of computing, over the nodes (inf: unknown).
+        slowest_rank: the node whose pace that is (-1: unknown).
+        set_aside: ranks whose subtree is set aside.
+        trouble: the lowest rank whose loss is not a finite number (-1: none).
+    """
+
+    samples: int = 0
+    weight: float = 0.0
+    weighted_loss: float = 0.0
+    slowest_pace: float = inf
+    slowest_rank: int = -1
+    set_aside: tuple[int, ...] = ()
+    trouble: int = -1
+
+    @property
+    def loss(self) -> float:
+        """Mean training loss over the nodes (nan before the first)."""
+        return self.weighted_loss / self.weight if self.weight else nan
+
+    def numbers(self) -> dict[str, Number]:
+        """As it rides in a header (a pace that is unknown travels as 0.0)."""
+        return {
+            "samples": self.samples,
+            "weight": self.weight,
+            "loss": self.weighted_loss,
+            "slowest": self.slowest_pace if isfinite(self.slowest_pace) else 0.0,
+            "slowest_rank": self.slowest_rank,
+            "aside": list(self.set_aside),
+            "trouble": self.trouble,
+        }
+
+    @classmethod
+    def read(cls, numbers: Mapping[str, Number]) -> Count:
+        """The inverse of :meth:`numbers`, of a header whose names and types the codec has checked."""
+        aside = numbers["aside"]
+        slowest = float(numbers["slowest"])  # type: ignore[arg-type]
+        return cls(
+            samples=int(numbers["samples"]),  # type: ignore[arg-type]
+            weight=float(numbers["weight"]),  # type: ignore[arg-type]
+            weighted_loss=float(numbers["loss"]),  # type: ignore[arg-type]
+            slowest_pace=slowest if slowest > 0 else inf,
+            slowest_rank=int(numbers["slowest_rank"]),  # type: ignore[arg-type]
+            set_aside=tuple(aside) if isinstance(aside, list) else (),
+            trouble=int(numbers["trouble"]),  # type: ignore[arg-type]
+        )
+
+
+COUNT_NUMBERS: dict[str, type] = {
+    "samples": int,
+    "weight": float,
+    "loss": float,
+    "slowest": float,
+    "slowest_rank": int,
+    "aside": list,
+    "trouble": int,
+}
+
+
+def merge(counts: Iterable[Count], set_aside: Collection[int]) -> Count:
+    """The census of a subtree: sums, the least pace, the union of those set aside.
+
+    Args:
+        counts: the node's own count and its children's newest.
+        set_aside: children this node has set aside itself.
+    """
+    samples, weight, weighted_loss = 0, 0.0, 0.0
+    slowest, rank, trouble = inf, -1, -1
+    aside = set(set_aside)
+    for count in counts:
+        samples += count.samples
+        weight += count.weight
+        weighted_loss += count.weighted_loss
+        if count.slowest_pace < slowest:
+            slowest, rank = count.slowest_pace, count.slowest_rank
+        aside.update(count.set_aside)
+        if count.trouble >= 0 and (trouble < 0 or count.trouble < trouble):
+            trouble = count.trouble
+    return Count(samples, weight, weighted_loss, slowest, rank, tuple(sorted(aside)), trouble)
+
+
+class Phase(IntEnum):
+    """The phase of a run; it only grows."""
+
+    RUN = 0
+    STOP = 1
+    LEAVE = 2
+
+
+class Closing:
+    """One node's part in ending a run (see the top of this file).
+
+    Args:
+        buckets: number of buckets.
+        push_children: whose final word this node collects.
+        pull_children: whose leaving it awaits.
+    """
+
+    def __init__(self, buckets: int, push_children: Iterable[int], pull_children: Iterable[int]) -> None:
+        self.phase = Phase.RUN
+        self._buckets = buckets
+        self._final: dict[int, set[int]] = {child: set() for child in push_children}
+        self._heard_s: dict[int, float] = dict.fromkeys(self._final, -inf)
+        self._present = set(pull_children)
+        self._since_s = inf
+
+    @property
+    def running(self) -> bool:
+        return self.phase is Phase.RUN
+
+    def enter(self, phase: Phase, now: float) -> bool:
+        """Move to ``phase`` if that is further on; True if it was."""
+        if phase <= self.phase:
+            return False
+        self.phase, self._since_s = phase, now
+        return True
+
+    def heard(self, child: int, bucket: int, final: bool, now: float) -> None:
+        """A child of the push tree spoke."""
+        self._heard_s[child] = now
+        if final:
+            self._final[child].add(bucket)
+
+    def left(self, rank: int) -> None:
+        """A peer closed its connection."""
+        self._present.discard(rank)
+
+    def final(self, bucket: int, set_aside: Collection[int], patience_s: float, now: float) -> bool:
+        """Has this node's word on ``bucket`` become its last?"""
+        return self.phase is not Phase.RUN and all(
+            bucket in buckets or child in set_aside or self._silent(child, patience_s, now)
+            for child, buckets in self._final.items()
+        )
+
+    def all_final(self, set_aside: Collection[int], patience_s: float, now: float) -> bool:
+        """Has every awaited child said its last word on every bucket?"""
+        return all(self.final(bucket, set_aside, patience_s, now) for bucket in range(self._buckets))
+
+    def may_leave(self, patience_s: float, now: float) -> bool:
+        """In phase *leave*: has each child of the pull tree left (or had its time to)?"""
+        return self.phase is Phase.LEAVE and (not self._present or now - self._since_s > patience_s)
+
+    def _silent(self, child: int, patience_s: float, now: float) -> bool:
+        return now - max(self._heard_s[child], self._since_s) > patience_s
+
+
+def patience_s(round_s: float) -> float:
+    """How long a closing node goes on hearing nothing before it stops waiting.
+
+    Args:
+        round_s: seconds of a round, as the root measured it (0.0: unknown).
+    """
+    return max(PATIENCE_LEAST_S, PATIENCE_ROUNDS * round_s)

@@ -1,0 +1,208 @@
+"""What a node is told (events) and what it answers (actions).
+
+The core is one function, ``handle(event) -> actions``: no clock (every event carries ``now``, in seconds of whatever
+clock the driver has), no sockets, no threads. The simulator and the node are two drivers of it.
+
+Tensors in events and messages are never written to once handed over: the core makes new ones. So a driver may send,
+keep or share them without a copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+Graph = Literal["W", "A"]
+"""``"W"``: the pull graph, which carries models. ``"A"``: the push graph, which carries gradient mass."""
+
+Number = bool | int | float | list[int]
+"""A small number that rides in a message's header."""
+
+
+class Stamp(NamedTuple):
+    """When a message was made. Compared as a tuple: a restarted node takes a higher incarnation, so its first packets
+    are newer than all it sent before.
+    """
+
+    incarnation: int
+    counter: int
+
+
+NEVER = Stamp(-1, -1)
+"""Older than any stamp."""
+
+
+class Edge(NamedTuple):
+    """A directed edge: ``src`` sends to ``dst`` in ``graph``."""
+
+    graph: Graph
+    src: int
+    dst: int
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What travels along an edge: one bucket of the flat vector and the record's small numbers.
+
+    Attributes:
+        edge: the edge it travels along.
+        bucket: index of the bucket, 0 ≤ bucket < number of buckets.
+        stamp: when it was made; accepted stamps of an edge and bucket strictly increase (invariant I3).
+        payload: 1-D tensor, the bucket's coordinates. Never written to.
+        numbers: what the algorithm's :meth:`~rfast_zmq.core.interface.Algorithm.numbers` declares for this graph.
+    """
+
+    edge: Edge
+    bucket: int
+    stamp: Stamp
+    payload: Tensor
+    numbers: Mapping[str, Number] = field(default_factory=dict)
+
+
+# ------------------------------------------------------------------------------------------------ events
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The node begins (once, before any other event)."""
+
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class ModelWanted:
+    """The compute coroutine is free and asks for a model; answered by :class:`RunGradient`, or by nothing if there is
+    none to compute at (then :class:`Ready` follows when there is).
+    """
+
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class GradientReady:
+    """A gradient was computed at the model of the last :class:`RunGradient`.
+
+    Attributes:
+        gradient: per bucket a 1-D tensor: the mean gradient over the samples (for a bucket of running averages: their
+            contribution, see :class:`~rfast_zmq.task.flat.Layout`).
+        samples: how many samples it is the mean of.
+        loss: mean loss over them.
+        rounds: per bucket, the ``rounds`` of that :class:`RunGradient`.
+        seconds: how long it took (emulated time included).
+    """
+
+    now: float
+    gradient: tuple[Tensor, ...]
+    samples: int
+    loss: float
+    rounds: tuple[float, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A well-formed message of this run arrived on an edge that ends here."""
+
+    now: float
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class LinkReady:
+    """The link of ``edge`` can take a message for ``bucket`` now; answered by :class:`Transmit`."""
+
+    now: float
+    edge: Edge
+    bucket: int
+
+
+@dataclass(frozen=True, slots=True)
+class PeerLeft:
+    """The connection to ``rank`` was closed by it (never drawn from injected faults)."""
+
+    now: float
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class StopWanted:
+    """The driver of the root wants the run to end (samples done, target reached, Ctrl-C)."""
+
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time passed; sent now and then so that silence can be noticed while a run closes. Carries no progress."""
+
+    now: float
+
+
+Event = Started | ModelWanted | GradientReady | Received | LinkReady | PeerLeft | StopWanted | Tick
+
+# ------------------------------------------------------------------------------------------------ actions
+
+
+@dataclass(frozen=True, slots=True)
+class RunGradient:
+    """Compute a gradient at ``model``.
+
+    Attributes:
+        model: per bucket a 1-D tensor.
+        rounds: per bucket, the rounds of progress of that model (to be given back in :class:`GradientReady`).
+    """
+
+    model: tuple[Tensor, ...]
+    rounds: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """There is (again) a model to compute at: ask with :class:`ModelWanted`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """There is news for ``edge`` in ``bucket``: mark it in the edge's slot (latest wins). The message is built later,
+    when the link takes it, from the state of then.
+    """
+
+    edge: Edge
+    bucket: int
+
+
+@dataclass(frozen=True, slots=True)
+class Transmit:
+    """The message that :class:`LinkReady` asked for."""
+
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """The subtree of ``rank`` made no progress for K rounds: its gradient leaves the sum until it moves."""
+
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class CountsAgain:
+    """``rank``, which was set aside, moved: it counts again."""
+
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """The run is closing: compute no more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Nothing is left to do: close the links and go."""
+
+
+Action = RunGradient | Ready | Send | Transmit | SetAside | CountsAgain | Stopping | Leave

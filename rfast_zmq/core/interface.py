@@ -1,0 +1,157 @@
+"""The one interface behind which every algorithm stands, and what a driver may ask of it.
+
+The interface is pull-driven, so that it holds more than R-FAST: :class:`~rfast_zmq.core.events.Send` only marks an
+edge, and the message is made when the link is free. A latest-wins algorithm then says its newest; one that needs every
+message in order keeps its own queue and marks the edge again while the queue lasts; one with a barrier answers
+``ModelWanted`` with nothing until the barrier falls, and then says ``Ready``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor
+
+from rfast_zmq.core.events import Action, Edge, Event, Graph
+from rfast_zmq.task.flat import Layout
+from rfast_zmq.topology import Topology
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeConfig:
+    """All that one node's algorithm is told before the first event.
+
+    Attributes:
+        rank: this node, 0 ≤ rank < topology.nodes.
+        topology: the two graphs, their weights and the pair of spanning trees.
+        layout: how the flat vector is cut in buckets, and which coordinates decay.
+        initial: per bucket the first model x⁰; None on a node that takes it from its parent.
+        global_batch: B, samples in a round.
+        optimizer: ``sgd``, ``momentum`` (heavy ball), ``nesterov``, ``adam`` or ``nadam``.
+        lr: learning rate (γ of Algorithm 1).
+        momentum: β (β₁ for Adam).
+        beta2: β₂ for Adam.
+        eps: ε for Adam.
+        weight_decay: decoupled weight decay, on the coordinates that decay.
+        lr_schedule: factor on ``lr`` as a function of progress in rounds.
+        weight: this node's weight in the mean over nodes.
+        incarnation: higher at every restart of the node.
+        pace_s: least seconds between two messages of an edge and bucket; None: the algorithm's own choice.
+        resend_s: seconds after which an idle edge says its newest again; None: the algorithm's own choice.
+        stop_samples: the root stops the run when all nodes together have done so many samples; None: never.
+    """
+
+    rank: int
+    topology: Topology
+    layout: Layout
+    initial: tuple[Tensor, ...] | None = None
+    global_batch: int = 256
+    optimizer: str = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    lr_schedule: Callable[[float], float] = field(default=lambda rounds: 1.0)
+    weight: float = 1.0
+    incarnation: int = 0
+    pace_s: float | None = None
+    resend_s: float | None = None
+    stop_samples: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How a node sees the run; at the root it is the run's state.
+
+    Attributes:
+        rounds: progress, in rounds of B samples.
+        samples: samples counted, of all nodes (at the root), else of the subtree.
+        own_samples: samples this node computed.
+        gradients: gradients this node computed.
+        loss: newest mean training loss over the nodes (nan before the first).
+        staleness_rounds: mean staleness of the gradients in the sum, in rounds (0.0 where not defined).
+        pace: this node's samples a second of computing (0.0 before the first gradient).
+        slowest_rank, slowest_pace: the slowest node of the subtree, and its samples a second (-1 and inf: unknown).
+        set_aside: ranks whose subtree is set aside at this node or below it.
+        trouble: the lowest rank whose loss or gradient is not finite (-1: none).
+        stopping: the run is closing.
+        stale: messages dropped because their stamp was not newer.
+        accepted: messages taken in.
+    """
+
+    rounds: float = 0.0
+    samples: int = 0
+    own_samples: int = 0
+    gradients: int = 0
+    loss: float = float("nan")
+    staleness_rounds: float = 0.0
+    pace: float = 0.0
+    slowest_rank: int = -1
+    slowest_pace: float = float("inf")
+    set_aside: tuple[int, ...] = ()
+    trouble: int = -1
+    stopping: bool = False
+    stale: int = 0
+    accepted: int = 0
+
+
+class Algorithm(ABC):
+    """One node of a distributed training algorithm: a state machine without clock or I/O."""
+
+    name: ClassVar[str]
+    """As given to ``--algorithm``."""
+    optimizers: ClassVar[tuple[str, ...]]
+    """The values of ``--optimizer`` it can honour."""
+
+    config: NodeConfig
+    out_edges: tuple[Edge, ...]
+    """Edges this node sends along (each is one link, one slot)."""
+    in_edges: tuple[Edge, ...]
+    """Edges that end here; a message on any other is refused by the codec."""
+
+    @abstractmethod
+    def handle(self, event: Event) -> list[Action]:
+        """Take one event, change the state, say what is to be done. Deterministic; never blocks; never raises on what a
+        peer sent."""
+
+    @classmethod
+    @abstractmethod
+    def numbers(cls, graph: Graph) -> Mapping[str, type]:
+        """The small numbers that ride in every message of ``graph``: name to ``bool``, ``int``, ``float`` or ``list``
+        (of int). The codec refuses a message that has others."""
+
+    @abstractmethod
+    def status(self) -> Status:
+        """How the node sees the run now."""
+
+    @abstractmethod
+    def export(self) -> tuple[Tensor, ...] | None:
+        """The model to evaluate and save, per bucket; None before there is one. Never written to afterwards."""
+
+    @abstractmethod
+    def last_record(self) -> Mapping[str, Tensor | float]:
+        """What the identity I1 is checked with after the run; named tensors and numbers of this node."""
+
+    @staticmethod
+    @abstractmethod
+    def identity_error(records: Mapping[int, Mapping[str, Tensor | float]], root: int) -> float:
+        """How far the nodes' last records violate the identity I1, as a relative number.
+
+        Args:
+            records: rank to :meth:`last_record`, of every node, after the run has closed.
+            root: the common root.
+        """
+
+    @property
+    @abstractmethod
+    def pace_s(self) -> float:
+        """Least seconds between two messages of one edge and bucket, as of now."""
+
+    @property
+    @abstractmethod
+    def resend_s(self) -> float:
+        """Seconds after which an idle edge says its newest again, as of now (inf: never)."""

@@ -1,0 +1,300 @@
+"""What every algorithm on a pair of graphs shares: stamps, the census, closing. The mathematics is left to subclasses.
+
+A subclass implements five methods (``_models``, ``_gradient``, ``_received``, ``_payload``, ``_ready``) and never sees a
+stamp: :meth:`Skeleton.handle` drops whatever is not newer (I3, I4) before the mathematics hears of it.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from math import inf, isfinite
+
+import torch
+from torch import Tensor
+
+from rfast_zmq.core.control import COUNT_NUMBERS, Closing, Count, Phase, merge, patience_s
+from rfast_zmq.core.events import (
+    NEVER,
+    Action,
+    Edge,
+    Event,
+    GradientReady,
+    Graph,
+    Leave,
+    LinkReady,
+    Message,
+    ModelWanted,
+    Number,
+    PeerLeft,
+    Ready,
+    Received,
+    Send,
+    Stamp,
+    Started,
+    Stopping,
+    StopWanted,
+    Tick,
+    Transmit,
+)
+from rfast_zmq.core.interface import Algorithm, NodeConfig, Status
+
+RESEND_LEAST_S = 0.02
+"""While a run closes, idle edges repeat themselves at most this often."""
+
+
+class Skeleton(Algorithm):
+    """Common state of a node: see the module.
+
+    Args:
+        config: what the node is told.
+        out_edges: the edges it sends along.
+        in_edges: the edges that end here.
+    """
+
+    def __init__(self, config: NodeConfig, out_edges: Iterable[Edge], in_edges: Iterable[Edge]) -> None:
+        self.config = config
+        self.out_edges, self.in_edges = tuple(out_edges), tuple(in_edges)
+        self.rank, self.buckets = config.rank, len(config.layout.buckets)
+        pull, push = config.topology.pull_tree, config.topology.push_tree
+        self.is_root = config.topology.root == self.rank
+        self.push_parent = push.parent[self.rank]
+        self.push_children = push.children[self.rank]
+        self._pull_parent = pull.parent[self.rank]
+        self._closing = Closing(self.buckets, self.push_children, pull.children[self.rank])
+        self._counter = dict.fromkeys(self.out_edges, 0)
+        self._accepted_stamp: dict[tuple[Edge, int], Stamp] = {}
+        self._count_stamp: dict[int, Stamp] = {}
+        self._counts: dict[int, Count] = {}
+        self._own = Count()
+        self._gradients = self._accepted = self._stale = 0
+        self._pace = 0.0
+        self._left = False
+        self.round_s = 0.0
+        """Seconds of a round as the root measured them (0.0: unknown)."""
+        self.root_pace_s = 0.0
+        """C as the root hands it out."""
+        self.root_rounds = 0.0
+        """Rounds of progress at the root, as of the newest header."""
+
+    # ------------------------------------------------------------------------------------ for the subclass
+
+    @abstractmethod
+    def _models(self, now: float) -> list[Action]:
+        """:class:`RunGradient` with the model to compute at now (nothing if there is none yet), and what follows."""
+
+    @abstractmethod
+    def _gradient(self, event: GradientReady) -> list[Action]:
+        """A finite gradient is ready."""
+
+    @abstractmethod
+    def _received(self, message: Message, now: float) -> list[Action]:
+        """A newer message arrived."""
+
+    @abstractmethod
+    def _payload(self, edge: Edge, bucket: int, now: float) -> tuple[Tensor, dict[str, Number]] | None:
+        """What to say on ``edge``; None: nothing yet."""
+
+    @abstractmethod
+    def _ready(self) -> bool:
+        """Is there a model to compute at?"""
+
+    def _set_aside(self) -> tuple[int, ...]:
+        """Children this node has set aside."""
+        return ()
+
+    def _loss_of(self, count: Count, rank: int) -> Count:
+        """A child's count as it enters the census (one set aside keeps its samples, and says nothing of the loss)."""
+        if rank in self._set_aside():
+            return Count(samples=count.samples, set_aside=count.set_aside, trouble=count.trouble)
+        return count
+
+    def _started(self, now: float) -> list[Action]:
+        """The node begins."""
+        return [Ready()] if self._ready() else []
+
+    # ------------------------------------------------------------------------------------ the interface
+
+    @classmethod
+    def numbers(cls, graph: Graph) -> Mapping[str, type]:
+        if graph == "W":
+            return {"phase": int, "rounds": float, "round_s": float, "pace_s": float}
+        return {"final": bool, **COUNT_NUMBERS}
+
+    def handle(self, event: Event) -> list[Action]:
+        match event:
+            case Received(now, message):
+                actions = self._receive(message, now)
+            case LinkReady(now, edge, bucket):
+                return self._link(edge, bucket, now)
+            case ModelWanted(now):
+                return self._models(now) if self._closing.running else []
+            case GradientReady():
+                actions = self._take_gradient(event)
+            case Started(now):
+                actions = self._started(now)
+            case PeerLeft(now, rank):
+                self._closing.left(rank)
+                actions = []
+            case StopWanted(now):
+                actions = self._enter(Phase.STOP, now) if self.is_root else []
+            case Tick(now):
+                actions = []
+        return actions + self._done(event.now) + self._close(event.now)
+
+    def status(self) -> Status:
+        total = self.census()
+        return Status(
+            rounds=self.root_rounds,
+            samples=total.samples,
+            own_samples=self._own.samples,
+            gradients=self._gradients,
+            loss=total.loss,
+            staleness_rounds=self._staleness(),
+            pace=self._pace,
+            slowest_rank=total.slowest_rank,
+            slowest_pace=total.slowest_pace,
+            set_aside=total.set_aside,
+            trouble=total.trouble,
+            stopping=not self._closing.running,
+            stale=self._stale,
+            accepted=self._accepted,
+        )
+
+    @property
+    def resend_s(self) -> float:
+        if not self._closing.running:
+            return max(2 * self.pace_s, RESEND_LEAST_S)
+        return self._idle_s() if self.config.resend_s is None else self.config.resend_s
+
+    @property
+    def pace_s(self) -> float:
+        if self.config.pace_s is not None:
+            return self.config.pace_s
+        return self.root_pace_s
+
+    def census(self) -> Count:
+        """What is known of this node's subtree (at the root: of the run)."""
+        return merge(
+            [self._own, *(self._loss_of(count, rank) for rank, count in self._counts.items())], self._set_aside()
+        )
+
+    def _staleness(self) -> float:
+        return 0.0
+
+    def _idle_s(self) -> float:
+        """The algorithm's own choice of τ_idle."""
+        return inf
+
+    # ------------------------------------------------------------------------------------ events
+
+    def _take_gradient(self, event: GradientReady) -> list[Action]:
+        if not self._closing.running:
+            return []
+        if not (isfinite(event.loss) and all(bool(torch.isfinite(g).all()) for g in event.gradient)):
+            return [*self._in_trouble(), Ready()]
+        self._gradients += 1
+        if event.seconds > 0:
+            pace = event.samples / event.seconds
+            self._pace = pace if self._gradients == 1 else self._pace + 0.1 * (pace - self._pace)
+        weight = self.config.weight
+        self._own = Count(
+            samples=self._own.samples + event.samples,
+            weight=weight,
+            weighted_loss=weight * event.loss,
+            slowest_pace=self._pace or inf,
+            slowest_rank=self.rank if self._pace else -1,
+            trouble=self._own.trouble,
+        )
+        actions = self._gradient(event)
+        if self._ready():
+            actions.append(Ready())
+        return actions
+
+    def _in_trouble(self) -> list[Action]:
+        """This node's numbers are no longer finite: keep them out, and let the root know."""
+        self._own = Count(
+            samples=self._own.samples,
+            slowest_pace=self._own.slowest_pace,
+            slowest_rank=self._own.slowest_rank,
+            trouble=self.rank,
+        )
+        return self._mark("A")
+
+    def _receive(self, message: Message, now: float) -> list[Action]:
+        edge, slot = message.edge, (message.edge, message.bucket)
+        if message.stamp <= self._accepted_stamp.get(slot, NEVER):
+            self._stale += 1
+            return []
+        self._accepted_stamp[slot] = message.stamp
+        self._accepted += 1
+        actions: list[Action] = []
+        numbers = message.numbers
+        if edge.graph == "W":
+            self.root_rounds = max(self.root_rounds, float(numbers["rounds"]))  # type: ignore[arg-type]
+            if edge.src == self._pull_parent:
+                self.round_s = float(numbers["round_s"])  # type: ignore[arg-type]
+                self.root_pace_s = float(numbers["pace_s"])  # type: ignore[arg-type]
+            phase = min(max(int(numbers["phase"]), Phase.RUN), Phase.LEAVE)  # type: ignore[arg-type]
+            actions += self._enter(Phase(phase), now)
+        elif edge.src in self.push_children:
+            if message.stamp > self._count_stamp.get(edge.src, NEVER):
+                self._count_stamp[edge.src] = message.stamp
+                self._counts[edge.src] = Count.read(numbers)
+            self._closing.heard(edge.src, message.bucket, bool(numbers["final"]), now)
+        return actions + self._received(message, now)
+
+    def _link(self, edge: Edge, bucket: int, now: float) -> list[Action]:
+        said = self._payload(edge, bucket, now)
+        if said is None:
+            return []
+        payload, numbers = said
+        if edge.graph == "W":
+            numbers |= {
+                "phase": int(self._closing.phase),
+                "rounds": self.root_rounds,
+                "round_s": self.round_s,
+                "pace_s": self.root_pace_s,
+            }
+        else:
+            final = edge.dst == self.push_parent and self._final(bucket, now)
+            numbers |= {"final": final, **self.census().numbers()}
+        self._counter[edge] += 1
+        stamp = Stamp(self.config.incarnation, self._counter[edge])
+        return [Transmit(Message(edge, bucket, stamp, payload, numbers))]
+
+    # ------------------------------------------------------------------------------------ closing
+
+    def _enter(self, phase: Phase, now: float) -> list[Action]:
+        was_running = self._closing.running
+        if not self._closing.enter(phase, now):
+            return []
+        return [*([Stopping()] if was_running else []), *self._mark("W"), *self._mark("A")]
+
+    def _done(self, now: float) -> list[Action]:
+        """The root ends the run once the samples asked for are counted."""
+        wanted = self.config.stop_samples
+        if not self.is_root or wanted is None or not self._closing.running or self.census().samples < wanted:
+            return []
+        return self._enter(Phase.STOP, now)
+
+    def _close(self, now: float) -> list[Action]:
+        """What follows of itself once the run closes."""
+        if self._closing.running or self._left:
+            return []
+        actions: list[Action] = []
+        patience = patience_s(self.round_s)
+        if self.is_root and self._closing.all_final(self._set_aside(), patience, now):
+            actions += self._enter(Phase.LEAVE, now)
+        if self._closing.may_leave(patience, now):
+            self._left = True
+            actions.append(Leave())
+        return actions
+
+    def _final(self, bucket: int, now: float) -> bool:
+        return self._closing.final(bucket, self._set_aside(), patience_s(self.round_s), now)
+
+    def _mark(self, graph: Graph, bucket: int | None = None) -> list[Action]:
+        """There is news for every edge of ``graph`` that starts here."""
+        buckets = range(self.buckets) if bucket is None else (bucket,)
+        return [Send(edge, b) for edge in self.out_edges if edge.graph == graph for b in buckets]

@@ -1,0 +1,5 @@
+"""A real node: the core on an asyncio loop, over ZeroMQ."""
+
+from rfast_zmq.node.runtime import Node, Watcher
+
+__all__ = ["Node", "Watcher"]

@@ -1,0 +1,489 @@
+"""A real node: one asyncio loop that feeds the core with events and carries out its actions.
+
+A gradient's walk: the compute coroutine hands a model to a worker thread and gets a gradient back → ``handle(GradientReady)``
+→ ``Send`` marks the slot of an edge → the edge's coroutine, when the pace allows and the socket takes it, asks the core for
+the message (``handle(LinkReady)``) → codec → PUSH … PULL → codec → ``handle(Received)`` → the next model.
+
+No coroutine waits for another node, and there is no timeout in the data path: a coroutine waits for its own thread, its own
+socket, or its own clock (pace, idle resend, emulated compute).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import threading
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from math import inf, isfinite, nan
+from typing import Any, Protocol
+
+import torch
+import zmq.asyncio
+from torch import Tensor
+
+from rfast_zmq.algorithms import Algorithm
+from rfast_zmq.assembly import Plan
+from rfast_zmq.core.events import (
+    Action,
+    CountsAgain,
+    Edge,
+    Event,
+    GradientReady,
+    Leave,
+    LinkReady,
+    ModelWanted,
+    PeerLeft,
+    Ready,
+    Received,
+    RunGradient,
+    Send,
+    SetAside,
+    Started,
+    Stopping,
+    StopWanted,
+    Tick,
+    Transmit,
+)
+from rfast_zmq.core.slots import Slot
+from rfast_zmq.errors import Refused, UsageError
+from rfast_zmq.results import Point
+from rfast_zmq.task import Worker
+from rfast_zmq.transport import Addresses, Inlet, Outlet
+
+REPORT_S = 0.5
+"""Seconds between two reports of a node to whoever watches it."""
+
+
+class Watcher(Protocol):
+    """Whoever watches a node: the launcher's end of a pipe, or the terminal."""
+
+    def ready(self, layout: str) -> None:
+        """Imported, connected, first batch loaded."""
+
+    def report(self, report: Mapping[str, Any]) -> None:
+        """How the node stands, every half second."""
+
+    def point(self, point: Point) -> None:
+        """The root evaluated."""
+
+    def say(self, line: str) -> None:
+        """Something a person should read."""
+
+    def fault(self, error: BaseException) -> None:
+        """Something went wrong in a coroutine; the node ends."""
+
+
+class Node:
+    """One node of a run.
+
+    Args:
+        plan: the run.
+        rank: which node of it.
+        addresses: where everybody listens.
+        run: the run's id; messages of another are refused.
+        incarnation: higher at every start of this node.
+        watcher: told what happens.
+    """
+
+    def __init__(
+        self, plan: Plan, rank: int, addresses: Addresses, run: str, incarnation: int, watcher: Watcher
+    ) -> None:
+        self.plan, self.rank, self._addresses, self._watcher = plan, rank, addresses, watcher
+        self.name = plan.topology.names[rank]
+        self.worker: Worker = plan.worker(rank)
+        self.algorithm: Algorithm = plan.node(rank, self.worker, incarnation)
+        self.codec = plan.codec(self.algorithm, run)
+        self.is_root = rank == plan.topology.root
+        buckets = len(self.worker.layout.buckets)
+        self._slots = {edge: Slot(buckets) for edge in self.algorithm.out_edges}
+        self._due_s = dict.fromkeys(self.algorithm.out_edges, inf)
+        self._faults = {e: plan.faults.link(e.graph, e.src, e.dst) for e in self.algorithm.in_edges}
+        self._compute_pool = ThreadPoolExecutor(1, f"gradient-{rank}")
+        self._score_pool = ThreadPoolExecutor(1, f"evaluate-{rank}")
+        self._thread_cpu_s = {"gradient": 0.0, "evaluate": 0.0}
+        self._halt = threading.Event()
+        self._started = False
+        self._samples = 0
+        self.bytes_sent = self.messages_sent = 0
+        self.refused: dict[str, int] = {}
+        self.refused_from: dict[str, str] = {}
+        self._scoring: Future[None] | None = None
+        self._next_evaluation = 0.0
+        self.good_model: tuple[Tensor, ...] | None = None
+        """At the root: the newest evaluated model whose scores were finite."""
+        self.trouble = -1
+        self._fault: BaseException | None = None
+
+    # -------------------------------------------------------------------------------------- life
+
+    async def run(self, gate: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
+        """From the first socket to the last: returns when the run has closed.
+
+        Args:
+            gate: awaited between "ready" and the start; None: start as soon as the sockets are open.
+
+        Raises:
+            UsageError: an address that cannot be bound, a peer that trains another model.
+            TaskError: the task raised.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._t0 = self._loop.time()
+        self._ready, self._gone, self._stopping = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._news = {edge: asyncio.Event() for edge in self.algorithm.out_edges}
+        context = zmq.asyncio.Context(io_threads=1)
+        inlets: list[Inlet] = []
+        outlets: list[Outlet] = []
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            self._open(context, inlets, outlets)
+            tasks += [self._spawn(outlet.watch()) for outlet in outlets]
+            await self._loop.run_in_executor(self._compute_pool, self._first_batch)
+            if gate is not None:
+                await self._unless_fault(asyncio.gather(*(outlet.connected.wait() for outlet in outlets)))
+                self._watcher.ready(self.worker.layout.hash)
+                await self._unless_fault(gate())
+            self._t0, self._cpu0_s = self._loop.time(), time.process_time()
+            self._started = True
+            self.worker.task.on_start()
+            self._tell(Started(0.0))
+            tasks += [self._spawn(self._receiving(inlet)) for inlet in inlets]
+            tasks += [self._spawn(self._sending(outlet)) for outlet in outlets]
+            tasks += [self._spawn(self._following(outlet)) for outlet in outlets]
+            tasks += [self._spawn(self._computing()), self._spawn(self._reporting())]
+            await self._unless_fault(self._gone.wait())
+            self.wall_s = self._now()
+            await self._last_words()
+        finally:
+            self._halt.set()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for socket in (*inlets, *outlets):
+                socket.close()
+            context.term()
+            self._compute_pool.shutdown(wait=True, cancel_futures=True)
+            self._score_pool.shutdown(wait=True, cancel_futures=True)
+
+    def stop(self) -> None:
+        """End the run (at the root), or this node's part in it (elsewhere). From the loop's thread."""
+        if self.is_root and self._started:
+            self._tell(StopWanted(self._now()))
+        else:
+            self._gone.set()
+
+    def leave(self) -> None:
+        """Go now, without waiting for anybody. From the loop's thread."""
+        self._gone.set()
+
+    def _open(self, context: zmq.asyncio.Context, inlets: list[Inlet], outlets: list[Outlet]) -> None:
+        layout = self.worker.layout
+        payload_bytes = max(layout.sizes) * layout.dtype.itemsize
+        for graph, what in (("W", "pull"), ("A", "push")):
+            if any(edge.graph == graph for edge in self.algorithm.in_edges):
+                address = self._addresses.bound("W" if graph == "W" else "A", self.rank)
+                where = f"node {self.name}, {what} endpoint"
+                inlets.append(Inlet(context, address, self.codec.max_frame_bytes, where))
+        for edge in self.algorithm.out_edges:
+            outlets.append(Outlet(context, edge, self._addresses.target(edge), payload_bytes))
+
+    def _first_batch(self) -> None:
+        torch.set_num_threads(1)
+        self.worker.prefetch()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        async def guarded() -> None:
+            try:
+                await work
+            except asyncio.CancelledError:
+                raise
+            except BaseException as error:
+                if self._fault is None:
+                    self._fault = error
+                    self._watcher.fault(error)
+                self._gone.set()
+
+        return self._loop.create_task(guarded())
+
+    async def _unless_fault(self, wanted: Any) -> None:
+        """Await ``wanted``, but raise as soon as a coroutine has failed or the node was told to go."""
+        task = asyncio.ensure_future(wanted)
+        gone = asyncio.ensure_future(self._gone.wait())
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        for pending in (task, gone):
+            pending.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+        if self._fault is not None:
+            raise self._fault
+        if self._gone.is_set() and not self._started:
+            raise asyncio.CancelledError
+
+    def _now(self) -> float:
+        return self._loop.time() - self._t0
+
+    # -------------------------------------------------------------------------------------- events and actions
+
+    def _tell(self, event: Event) -> None:
+        actions = self.algorithm.handle(event)
+        if self.is_root and not isinstance(event, LinkReady | ModelWanted):
+            self._evaluate()
+        for action in actions:
+            self._do(action)
+
+    def _do(self, action: Action) -> None:
+        match action:
+            case Send(edge, bucket):
+                slot = self._slots[edge]
+                slot.mark(bucket)
+                due_s, _ = slot.due(self.algorithm.pace_s, self.algorithm.resend_s)
+                if due_s < self._due_s[edge]:
+                    self._news[edge].set()
+            case Ready():
+                self._ready.set()
+            case SetAside(rank):
+                self._watcher.say(f"{self._called(rank)} has been silent for 10 rounds: set aside until it moves")
+            case CountsAgain(rank):
+                self._watcher.say(f"{self._called(rank)} moves: counts again")
+            case Stopping():
+                self._stopping.set()
+                self._halt.set()
+            case Leave():
+                self._gone.set()
+            case _:
+                raise AssertionError(f"{action} is answered where it was asked for")
+
+    def _called(self, rank: int) -> str:
+        name = self.plan.topology.names[rank]
+        return f"node {name}" if name == str(rank) else f"node {name} (rank {rank})"
+
+    # -------------------------------------------------------------------------------------- coroutines
+
+    async def _computing(self) -> None:
+        settings, speeds = self.plan.settings, self.plan.speeds
+        while True:
+            await self._ready.wait()
+            self._ready.clear()
+            for action in self.algorithm.handle(ModelWanted(self._now())):
+                if not isinstance(action, RunGradient):
+                    self._do(action)
+                    continue
+                began_s = self._now()
+
+                def work(model: tuple[Tensor, ...] = action.model) -> tuple[tuple[Tensor, ...], float, int]:
+                    began = time.perf_counter()
+                    done = self.worker.gradient(model, settings.report)
+                    seconds = speeds.seconds(self.rank, self._samples, done[2], settings.share)
+                    self._thread_cpu_s["gradient"] = time.thread_time()
+                    if seconds:
+                        self._halt.wait(max(0.0, seconds - (time.perf_counter() - began)))
+                    return done
+
+                gradient, loss, samples = await self._loop.run_in_executor(self._compute_pool, work)
+                self._samples += samples
+                now = self._now()
+                if not (isfinite(loss) and all(bool(torch.isfinite(g).all()) for g in gradient)) and self.trouble < 0:
+                    self.trouble = self.rank
+                    self._watcher.say(f"{self._called(self.rank)}: the loss is {loss}: its gradient is left out")
+                self._tell(GradientReady(now, gradient, samples, loss, action.rounds, now - began_s))
+
+    async def _receiving(self, inlet: Inlet) -> None:
+        while True:
+            frames = await inlet.receive()
+            try:
+                message = self.codec.decode(frames)
+            except Refused as refused:
+                self._refuse(refused)
+            else:
+                for delivered in self._faults[message.edge].apply(message):
+                    self._tell(Received(self._now(), delivered))
+            await asyncio.sleep(0)  # a flood on one socket must not starve the loop
+
+    def _refuse(self, refused: Refused) -> None:
+        first = refused.reason not in self.refused
+        self.refused[refused.reason] = self.refused.get(refused.reason, 0) + 1
+        if first:
+            self._watcher.say(f"{self._called(self.rank)} refused a message: {refused} (further ones are only counted)")
+        if refused.reason == "layout" and self.algorithm.export() is None:
+            raise UsageError(
+                f"node {self.name}: the node it takes models from trains another model ({refused});"
+                " start every node with the same task file and the same options"
+            )
+
+    async def _sending(self, outlet: Outlet) -> None:
+        edge, algorithm = outlet.edge, self.algorithm
+        slot, news = self._slots[edge], self._news[edge]
+        while True:
+            news.clear()
+            due_s, _ = slot.due(algorithm.pace_s, algorithm.resend_s)
+            wait_s = due_s - self._now()
+            if wait_s > 0:
+                self._due_s[edge] = due_s
+                timer = self._loop.call_later(wait_s, news.set) if wait_s < inf else None
+                await news.wait()
+                if timer is not None:
+                    timer.cancel()
+                continue
+            self._due_s[edge] = -inf
+            await outlet.writable()
+            now = self._now()
+            due_s, bucket = slot.due(algorithm.pace_s, algorithm.resend_s)
+            if due_s > now:
+                continue
+            slot.spoke(bucket, now)
+            for action in algorithm.handle(LinkReady(now, edge, bucket)):
+                if isinstance(action, Transmit):
+                    frames = self.codec.encode(action.message)
+                    self.bytes_sent += sum(memoryview(frame).nbytes for frame in frames)
+                    self.messages_sent += 1
+                    await outlet.send(frames)
+                else:
+                    self._do(action)
+
+    async def _following(self, outlet: Outlet) -> None:
+        """Who is connected when the run closes, and who leaves then."""
+        await self._stopping.wait()
+        if not outlet.connected.is_set():
+            self._tell(PeerLeft(self._now(), outlet.edge.dst))
+        while True:
+            await outlet.lost.wait()
+            self._tell(PeerLeft(self._now(), outlet.edge.dst))
+            await outlet.connected.wait()
+
+    async def _reporting(self) -> None:
+        before_s, before = 0.0, 0
+        while True:
+            await asyncio.sleep(REPORT_S if not self._stopping.is_set() else REPORT_S / 5)
+            if self._stopping.is_set():
+                self._tell(Tick(self._now()))
+            now, status = self._now(), self.algorithm.status()
+            pace = (status.own_samples - before) / max(now - before_s, 1e-9)
+            before_s, before = now, status.own_samples
+            self.worker.task.on_report(status)
+            self._watcher.report({**self.standing(), "time_s": now, "samples_per_s": pace})
+            if self.is_root and status.trouble >= 0 and not status.stopping:
+                self.trouble = status.trouble
+                self._watcher.say(
+                    f"{self._called(status.trouble)}: its loss is no longer finite at round {status.rounds:.1f}:"
+                    " the run ends; try a lower --lr"
+                )
+                self._tell(StopWanted(now))
+
+    # -------------------------------------------------------------------------------------- evaluation (the root)
+
+    def _evaluate(self) -> None:
+        """Score a snapshot off the training path, if one is due and none is being scored."""
+        if not self._started or self._scoring is not None:
+            return
+        status = self.algorithm.status()
+        if status.rounds < self._next_evaluation or status.stopping:
+            return
+        self._next_evaluation = status.rounds + self.plan.settings.evaluate_every
+        self._score()
+
+    def _score(self) -> Future[None] | None:
+        model = self.algorithm.export()
+        if model is None:
+            return None
+        status = self.algorithm.status()
+        point = Point(
+            time_s=self._now(),
+            samples=status.samples,
+            rounds=status.rounds,
+            train_loss=status.loss,
+            staleness_rounds=status.staleness_rounds,
+            bytes_sent=self.bytes_sent,
+        )
+
+        def work() -> None:
+            torch.set_num_threads(1)
+            scores = self.worker.evaluate(model)
+            point.accuracy, point.loss = scores.pop("accuracy", None), scores.pop("loss", None)
+            point.extra = scores
+            self._thread_cpu_s["evaluate"] = time.thread_time()
+
+        def done(future: Future[None]) -> None:
+            with suppress(RuntimeError):  # the loop may have closed
+                self._loop.call_soon_threadsafe(self._scored, future, model, point)
+
+        self._scoring = self._score_pool.submit(work)
+        self._scoring.add_done_callback(done)
+        return self._scoring
+
+    def _scored(self, future: Future[None], model: tuple[Tensor, ...], point: Point) -> None:
+        self._scoring = None
+        if future.cancelled():
+            return
+        if (error := future.exception()) is not None:
+            if self._fault is None:
+                self._fault = error
+                self._watcher.fault(error)
+            self._gone.set()
+            return
+        if isfinite(point.loss if point.loss is not None else 0.0) and all(bool(torch.isfinite(t).all()) for t in model):
+            self.good_model = model
+        scores = {"accuracy": nan if point.accuracy is None else point.accuracy, "loss": point.loss or nan, **point.extra}
+        self.worker.task.on_evaluate(scores)
+        self._watcher.point(point)
+        target = self.plan.settings.target
+        if target is not None and point.accuracy is not None and point.accuracy >= target:
+            self._tell(StopWanted(self._now()))
+
+    async def _last_words(self) -> None:
+        """Score the model as it is at the end."""
+        if self.is_root and self._started:
+            while self._scoring is not None:
+                await asyncio.sleep(0.005)
+            if self.trouble < 0 and self._score() is not None:
+                while self._scoring is not None:
+                    await asyncio.sleep(0.005)
+            if self._fault is not None:
+                raise self._fault
+        self.worker.task.on_stop()
+
+    # -------------------------------------------------------------------------------------- what is known of it
+
+    def standing(self) -> dict[str, Any]:
+        """How the node stands: plain numbers, for reports and the result."""
+        status = self.algorithm.status()
+        cpu_s = time.process_time() - self._cpu0_s
+        return {
+            "rank": self.rank,
+            "rounds": status.rounds,
+            "samples": status.samples,
+            "own_samples": status.own_samples,
+            "gradients": status.gradients,
+            "loss": status.loss,
+            "staleness_rounds": status.staleness_rounds,
+            "pace": status.pace,
+            "slowest_rank": status.slowest_rank,
+            "slowest_pace": status.slowest_pace,
+            "set_aside": list(status.set_aside),
+            "trouble": status.trouble if status.trouble >= 0 else self.trouble,
+            "accepted": status.accepted,
+            "stale": status.stale,
+            "bytes_sent": self.bytes_sent,
+            "messages_sent": self.messages_sent,
+            "refused": dict(self.refused),
+            "faults": {
+                name: sum(getattr(link, name) for link in self._faults.values())
+                for name in ("dropped", "duplicated", "reordered")
+            },
+            "cpu_s": cpu_s,
+            "communication_cpu_s": cpu_s - sum(self._thread_cpu_s.values()),
+            "memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "pace_s": self.algorithm.pace_s,
+        }
+
+    def final_model(self) -> dict[str, Tensor] | None:
+        """What to save: the model at the end; the last good one if the run ended in trouble."""
+        model = self.algorithm.export()
+        if model is None:
+            return None
+        if self.trouble >= 0 or not all(bool(torch.isfinite(t).all()) for t in model):
+            model = self.good_model
+        return None if model is None else self.worker.state_dict(model)
+
+
+__all__ = ["Edge", "Node", "Watcher"]

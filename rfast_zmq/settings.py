@@ -1,0 +1,134 @@
+"""What a run is told: every flag of ``rfast run``, ``rfast node`` and ``rfast simulate``, as plain data.
+
+A field left at None takes the task's default (``Task.defaults``), then the one in :data:`DEFAULTS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from rfast_zmq.errors import UsageError
+
+DEFAULTS: dict[str, Any] = {
+    "lr": 0.01,
+    "optimizer": "nadam",
+    "weight_decay": 0.0,
+    "global_batch": 256,
+    "momentum": 0.9,
+    "split": "iid",
+}
+DEFAULT_NODES = 7
+OPTIMIZERS = ("nadam", "adam", "sgd", "momentum", "nesterov")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """One run, completely described (with the task's file).
+
+    Attributes:
+        nodes: number of nodes; None: those of the topology's file, or 7.
+        topology: a family (``binary-tree``, ``line``, …) or a TOML file.
+        algorithm: ``rfast-tree`` or ``rfast``.
+        split: ``iid``, ``label`` or ``dirichlet:ALPHA``.
+        samples: end the run after so many samples of all nodes together.
+        target: end the run when the accuracy reaches this.
+        optimizer: ``nadam``, ``adam``, ``sgd``, ``momentum`` or ``nesterov``.
+        lr: learning rate.
+        momentum: β, β₁ for Adam.
+        weight_decay: decoupled weight decay.
+        global_batch: B, the samples of a round.
+        report_batch: μ, the samples of a report; None: an eighth of a node's share B/n.
+        compute: emulated seconds of a gradient over the share B/n: ``none``, ``constant:S``, ``uniform:A:B``,
+            ``lognormal:MEDIAN:SIGMA``.
+        straggler: ``RANK:FACTOR`` each.
+        pace: C in seconds; None: chosen by the algorithm.
+        resend: idle resend in seconds; None: chosen by the algorithm.
+        drop, duplicate, reorder: probabilities for every received message.
+        seed: of everything drawn.
+        data: the task's data file.
+        evaluate_every: rounds between two evaluations.
+        device: where gradients are computed: ``cpu``, ``cuda``, ``cuda:1``, …; ``auto``: a GPU if there is one.
+        task_options: the task's own options, by name.
+    """
+
+    nodes: int | None = None
+    topology: str = "binary-tree"
+    algorithm: str = "rfast-tree"
+    split: str | None = None
+    samples: int | None = None
+    target: float | None = None
+    optimizer: str | None = None
+    lr: float | None = None
+    momentum: float | None = None
+    weight_decay: float | None = None
+    global_batch: int | None = None
+    report_batch: int | None = None
+    compute: str = "none"
+    straggler: tuple[str, ...] = ()
+    pace: float | None = None
+    resend: float | None = None
+    drop: float = 0.0
+    duplicate: float = 0.0
+    reorder: float = 0.0
+    seed: int = 0
+    data: str | None = None
+    evaluate_every: float = 1.0
+    device: str = "auto"
+    task_options: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def resolved(self, task_defaults: Mapping[str, Any]) -> Settings:
+        """A copy in which no field with a default is None.
+
+        Args:
+            task_defaults: ``Task.defaults``: field name to value.
+
+        Raises:
+            UsageError: a task's default that is no field of the settings.
+        """
+        known = {f.name for f in fields(self)}
+        for name in task_defaults:
+            if name not in known:
+                raise UsageError(f"the task's defaults name {name!r}, which is no setting; known: {sorted(known)}")
+        chosen = {**DEFAULTS, **task_defaults}
+        return replace(self, **{k: v for k, v in chosen.items() if getattr(self, k) is None})
+
+    @property
+    def share(self) -> float:
+        """b = B/n: a node's share of a round, in samples."""
+        return (self.global_batch or DEFAULTS["global_batch"]) / (self.nodes or DEFAULT_NODES)
+
+    @property
+    def report(self) -> int:
+        """μ: samples of one report."""
+        return self.report_batch or max(1, round(self.share / 8))
+
+
+def _check(s: Settings) -> None:
+    def need(ok: bool, flag: str, value: object, would_do: str) -> None:
+        if not ok:
+            raise UsageError(f"--{flag} {value}: {would_do}")
+
+    def positive(flag: str, value: float | None, what: str = "a number above 0") -> None:
+        need(value is None or 0 < value < float("inf"), flag, value, f"must be {what}")
+
+    need(s.nodes is None or s.nodes >= 1, "nodes", s.nodes, "must be 1 or more")
+    need(s.optimizer is None or s.optimizer in OPTIMIZERS, "optimizer", s.optimizer, f"one of {', '.join(OPTIMIZERS)}")
+    positive("samples", s.samples)
+    need(s.target is None or 0 < s.target <= 1, "target", s.target, "an accuracy above 0, at most 1")
+    positive("lr", s.lr)
+    need(s.momentum is None or 0 <= s.momentum < 1, "momentum", s.momentum, "must be at least 0 and below 1")
+    need(s.weight_decay is None or 0 <= s.weight_decay < 1, "weight-decay", s.weight_decay, "at least 0 and below 1")
+    positive("global-batch", s.global_batch)
+    positive("report-batch", s.report_batch)
+    need(s.pace is None or 0 <= s.pace < float("inf"), "pace", s.pace, "must be 0 or more seconds")
+    positive("resend", s.resend, "a number of seconds above 0")
+    positive("evaluate-every", s.evaluate_every, "a number of rounds above 0")
+    for flag in ("drop", "duplicate", "reorder"):
+        value = getattr(s, flag)
+        need(0 <= value < 1, flag, value, "a probability: at least 0 and below 1")
+    need(s.seed >= 0, "seed", s.seed, "must be 0 or more")

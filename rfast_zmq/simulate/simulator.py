@@ -1,0 +1,387 @@
+"""Virtual time: one heap of events drives the same core, codec and task as the real node. No wall clock.
+
+The same settings and seed give the same bytes of trace and result, in any process and under any load: every draw is
+counter-based, ties on the heap go by order of insertion, and nothing iterates over a set or a hash.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from math import inf
+from typing import TextIO
+from zlib import crc32
+
+import torch
+from torch import Tensor
+
+from rfast_zmq.algorithms import Algorithm
+from rfast_zmq.assembly import Plan
+from rfast_zmq.conditions import LinkFaults
+from rfast_zmq.core.events import (
+    Action,
+    CountsAgain,
+    Edge,
+    Event,
+    GradientReady,
+    Leave,
+    LinkReady,
+    Message,
+    ModelWanted,
+    PeerLeft,
+    Ready,
+    Received,
+    RunGradient,
+    Send,
+    SetAside,
+    Started,
+    Stopping,
+    StopWanted,
+    Tick,
+    Transmit,
+)
+from rfast_zmq.core.slots import Slot
+from rfast_zmq.errors import Refused, UsageError
+from rfast_zmq.results import NodePoint, Point, Result
+from rfast_zmq.task import Worker
+from rfast_zmq.wire import Codec
+
+TICK_S = 0.25
+PACE_POINTS_S = 0.5
+"""Virtual seconds between two points of a node's pace."""
+
+
+@dataclass(frozen=True)
+class Halt:
+    """A node that stands still (as under SIGSTOP) from ``at_s`` to ``until_s`` (inf: for ever)."""
+
+    rank: int
+    at_s: float
+    until_s: float = inf
+
+
+@dataclass
+class Simulation:
+    """What a simulated run gave.
+
+    Attributes:
+        result: as of a real run, times virtual.
+        points: the evaluations, oldest first.
+        node_points: each node's pace over time.
+        model: the plain iterate at the end, per bucket.
+        said: (time, line) of what a user would have been told.
+    """
+
+    result: Result
+    points: list[Point] = field(default_factory=list)
+    node_points: list[NodePoint] = field(default_factory=list)
+    model: tuple[Tensor, ...] | None = None
+    said: list[tuple[float, str]] = field(default_factory=list)
+
+
+class _Node:
+    def __init__(self, plan: Plan, rank: int) -> None:
+        self.rank = rank
+        self.worker: Worker = plan.worker(rank)
+        self.algorithm: Algorithm = plan.node(rank, self.worker, incarnation=1)
+        self.codec: Codec = plan.codec(self.algorithm, "simulated")
+        buckets = len(self.worker.layout.buckets)
+        self.slots = {edge: Slot(buckets) for edge in self.algorithm.out_edges}
+        self.wake_s = dict.fromkeys(self.algorithm.out_edges, inf)
+        self.faults: dict[Edge, LinkFaults] = {
+            e: plan.faults.link(e.graph, e.src, e.dst) for e in self.algorithm.in_edges
+        }
+        self.computing = self.gone = self.stopping = False
+        self.samples = 0
+        self.bytes = self.messages = 0
+        self.refused: dict[str, int] = {}
+        self.pace_mark = (0.0, 0)
+
+
+class Simulator:
+    """One run in virtual time.
+
+    Args:
+        plan: the run.
+        latency_s: seconds a message is under way.
+        trace: where every event is written, one JSON object a line; None: nowhere.
+        halts: nodes that stand still for a while.
+        progress: called after each evaluation.
+
+    Raises:
+        UsageError: no emulated compute time, or nothing that ends the run.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        latency_s: float = 0.0,
+        trace: TextIO | None = None,
+        halts: Sequence[Halt] = (),
+        progress: Callable[[Point], None] | None = None,
+    ) -> None:
+        if not plan.speeds.emulated:
+            raise UsageError("--compute none: in virtual time a gradient must take some; try --compute constant:0.1")
+        if plan.settings.samples is None:
+            raise UsageError("--samples: a simulation needs an end; give the number of samples")
+        if not 0 <= latency_s < inf:
+            raise UsageError(f"--latency {latency_s}: must be 0 or more seconds")
+        self.plan, self.latency_s, self._trace, self._progress = plan, latency_s, trace, progress
+        self.now = 0.0
+        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = count()
+        self._halts = tuple(halts)
+        self.nodes = [_Node(plan, rank) for rank in range(plan.topology.nodes)]
+        self.root = self.nodes[plan.topology.root]
+        self.out = Simulation(plan.result(simulated=True))
+        self._next_evaluation = 0.0
+
+    def run(self) -> Simulation:
+        """Run to the end: every node has left, or nothing can happen any more."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.plan.settings.seed)
+                for node in self.nodes:
+                    node.worker.task.on_start()
+                    self._tell(node, Started(0.0))
+                while self._heap and not all(node.gone for node in self.nodes):
+                    self.now, _, act = heapq.heappop(self._heap)
+                    act()
+                    if self.root.gone:
+                        self._heap = [e for e in self._heap if e[0] <= self.now + 60.0]
+                        heapq.heapify(self._heap)
+                self._finish()
+        finally:
+            torch.set_num_threads(threads)
+        return self.out
+
+    # -------------------------------------------------------------------------------------- the heap
+
+    def _at(self, time_s: float, act: Callable[[], None]) -> None:
+        heapq.heappush(self._heap, (max(time_s, self.now), next(self._order), act))
+
+    def _for(self, node: _Node, time_s: float, act: Callable[[], None]) -> None:
+        """As :meth:`_at`, for something that ``node`` does itself: not while it stands still, nor once it is gone."""
+
+        def guarded() -> None:
+            until = max((h.until_s for h in self._halts if h.rank == node.rank and h.at_s <= self.now < h.until_s), default=0)
+            if until == inf or node.gone:
+                return
+            if until > self.now:
+                self._at(until, guarded)
+            else:
+                act()
+
+        self._at(time_s, guarded)
+
+    # -------------------------------------------------------------------------------------- events and actions
+
+    def _tell(self, node: _Node, event: Event) -> None:
+        if self._trace is not None:
+            self._write(node, event)
+        actions = node.algorithm.handle(event)
+        if node is self.root:
+            self._evaluate()
+        for action in actions:
+            self._do(node, action)
+
+    def _do(self, node: _Node, action: Action) -> None:
+        match action:
+            case Send(edge, bucket):
+                node.slots[edge].mark(bucket)
+                self._wake(node, edge)
+            case Ready():
+                if not node.computing and not node.stopping:
+                    self._tell(node, ModelWanted(self.now))
+            case RunGradient(model, rounds):
+                self._compute(node, model, rounds)
+            case Transmit(message):
+                self._transmit(node, message)
+            case SetAside(rank):
+                self._say(f"{self.plan.topology.names[rank]} is silent: set aside")
+            case CountsAgain(rank):
+                self._say(f"{self.plan.topology.names[rank]} moves: counts again")
+            case Stopping():
+                node.stopping = True
+                self._tick(node)
+            case Leave():
+                self._leave(node)
+
+    def _compute(self, node: _Node, model: tuple[Tensor, ...], rounds: tuple[float, ...]) -> None:
+        settings = self.plan.settings
+        node.computing = True
+        gradient, loss, samples = node.worker.gradient(model, settings.report)
+        seconds = self.plan.speeds.seconds(node.rank, node.samples, samples, settings.share)
+
+        def ready() -> None:
+            node.computing = False
+            node.samples += samples
+            self._pace_point(node)
+            self._tell(node, GradientReady(self.now, gradient, samples, loss, rounds, seconds))
+
+        self._for(node, self.now + seconds, ready)
+
+    def _wake(self, node: _Node, edge: Edge) -> None:
+        """See that the edge speaks when its slot is due."""
+        due_s, _ = node.slots[edge].due(node.algorithm.pace_s, node.algorithm.resend_s)
+        due_s = max(due_s, self.now)
+        if due_s < node.wake_s[edge]:
+            node.wake_s[edge] = due_s
+            self._for(node, due_s, lambda: self._speak(node, edge, due_s))
+
+    def _speak(self, node: _Node, edge: Edge, due_s: float) -> None:
+        if node.wake_s[edge] != due_s:
+            return
+        node.wake_s[edge] = inf
+        slot = node.slots[edge]
+        at_s, bucket = slot.due(node.algorithm.pace_s, node.algorithm.resend_s)
+        if at_s <= self.now:
+            slot.spoke(bucket, self.now)
+            self._tell(node, LinkReady(self.now, edge, bucket))
+        if not node.gone:
+            self._wake(node, edge)
+
+    def _transmit(self, node: _Node, message: Message) -> None:
+        header, payload = (bytes(frame) for frame in node.codec.encode(message))
+        node.bytes += len(header) + len(payload)
+        node.messages += 1
+        target = self.nodes[message.edge.dst]
+        self._for(target, self.now + self.latency_s, lambda: self._arrive(target, [header, payload]))
+
+    def _arrive(self, node: _Node, frames: list[bytes | memoryview]) -> None:
+        try:
+            message = node.codec.decode(frames)
+        except Refused as refused:
+            node.refused[refused.reason] = node.refused.get(refused.reason, 0) + 1
+            return
+        for delivered in node.faults[message.edge].apply(message):
+            if not node.gone:
+                self._tell(node, Received(self.now, delivered))
+
+    def _tick(self, node: _Node) -> None:
+        if not node.gone:
+            self._tell(node, Tick(self.now))
+            self._for(node, self.now + TICK_S, lambda: self._tick(node))
+
+    def _leave(self, node: _Node) -> None:
+        node.gone = True
+        node.worker.task.on_stop()
+        for peer in self.nodes:
+            if any(edge.dst == node.rank for edge in peer.algorithm.out_edges):
+                self._left(peer, node.rank)
+
+    def _left(self, peer: _Node, rank: int) -> None:
+        self._for(peer, self.now + self.latency_s, lambda: self._tell(peer, PeerLeft(self.now, rank)))
+
+    # -------------------------------------------------------------------------------------- what is noted
+
+    def _evaluate(self) -> None:
+        status = self.root.algorithm.status()
+        if status.rounds < self._next_evaluation or self.root.stopping:
+            return
+        self._next_evaluation = status.rounds + self.plan.settings.evaluate_every
+        point = self._score()
+        target = self.plan.settings.target
+        if status.trouble >= 0 or (target is not None and point is not None and (point.accuracy or 0.0) >= target):
+            if status.trouble >= 0:
+                self._say(f"{self.plan.topology.names[status.trouble]}: the loss is not a finite number")
+            self._at(self.now, lambda: self._tell(self.root, StopWanted(self.now)))
+
+    def _score(self) -> Point | None:
+        model = self.root.algorithm.export()
+        if model is None:
+            return None
+        status = self.root.algorithm.status()
+        scores = self.root.worker.evaluate(model)
+        self.root.worker.task.on_evaluate(scores)
+        point = Point(
+            time_s=self.now,
+            samples=status.samples,
+            rounds=status.rounds,
+            accuracy=scores.pop("accuracy", None),
+            loss=scores.pop("loss", None),
+            train_loss=status.loss,
+            staleness_rounds=status.staleness_rounds,
+            bytes_sent=sum(node.bytes for node in self.nodes),
+            extra=scores,
+        )
+        self.out.points.append(point)
+        if self._progress is not None:
+            self._progress(point)
+        return point
+
+    def _pace_point(self, node: _Node) -> None:
+        since_s, samples = node.pace_mark
+        if self.now - since_s >= PACE_POINTS_S:
+            pace = (node.samples - samples) / (self.now - since_s)
+            self.out.node_points.append(NodePoint(time_s=self.now, rank=node.rank, samples=node.samples, pace=pace))
+            node.pace_mark = (self.now, node.samples)
+            node.worker.task.on_report(node.algorithm.status())
+
+    def _say(self, line: str) -> None:
+        self.out.said.append((self.now, line))
+
+    def _finish(self) -> None:
+        self.out.model = self.root.algorithm.export()
+        stopped_s = self.now
+        if self.out.model is not None:
+            self._score()
+        result, status = self.out.result, self.root.algorithm.status()
+        result.settle(self.out.points, self.plan.settings.target)
+        result.samples, result.rounds, result.wall_s = status.samples, status.rounds, stopped_s
+        result.set_aside = list(status.set_aside)
+        result.missing = [node.rank for node in self.nodes if not node.gone]
+        result.trouble = status.trouble if status.trouble >= 0 else None
+        if status.slowest_rank >= 0:
+            result.slowest_node = {"rank": status.slowest_rank, "pace": status.slowest_pace}
+        for node in self.nodes:
+            own = node.algorithm.status()
+            result.bytes_sent += node.bytes
+            result.messages_sent += node.messages
+            result.messages_received += own.accepted + own.stale
+            result.messages_stale += own.stale
+            for reason, times in node.refused.items():
+                result.messages_refused[reason] = result.messages_refused.get(reason, 0) + times
+            for link in node.faults.values():
+                for name in ("dropped", "duplicated", "reordered"):
+                    result.faults[name] = result.faults.get(name, 0) + getattr(link, name)
+            result.per_node.append(
+                {"rank": node.rank, "gradients": own.gradients, "samples": own.own_samples, "pace": own.pace}
+            )
+        if not result.missing and not result.set_aside:
+            records = {node.rank: node.algorithm.last_record() for node in self.nodes}
+            result.identity_error = self.root.algorithm.identity_error(records, self.root.rank)
+
+    def _write(self, node: _Node, event: Event) -> None:
+        """One line of the trace; tensors as the CRC-32 of their bytes."""
+        assert self._trace is not None
+        line: dict[str, object] = {"t": self.now, "node": node.rank, "event": type(event).__name__}
+        match event:
+            case Received(_, message):
+                line |= {
+                    "edge": list(message.edge),
+                    "bucket": message.bucket,
+                    "stamp": list(message.stamp),
+                    "numbers": dict(message.numbers),
+                    "payload": _digest((message.payload,)),
+                }
+            case LinkReady(_, edge, bucket):
+                line |= {"edge": list(edge), "bucket": bucket}
+            case GradientReady():
+                line |= {"samples": event.samples, "loss": event.loss, "gradient": _digest(event.gradient)}
+            case PeerLeft(_, rank):
+                line["peer"] = rank
+        self._trace.write(json.dumps(line) + "\n")
+
+
+def _digest(tensors: tuple[Tensor, ...]) -> int:
+    value = 0
+    for t in tensors:
+        value = crc32(t.numpy().tobytes(), value)
+    return value

@@ -1,0 +1,409 @@
+"""One flat vector for a whole model, cut in buckets of about 1 MB.
+
+R-FAST is elementwise, so each bucket is an independent instance of it: a message carries one bucket, and a lost one
+costs only its own coordinates. :class:`Layout` says which coordinate is what; :class:`FlatModel` lays a module's
+parameters and gradients over two flat vectors, so that a model is taken in and a gradient given out by plain copies.
+
+The vector is laid out as ``[group 0 | group 1 | … | running averages]``: first the parameters, each group contiguous
+(groups in the order of their first parameter, within a group in order of registration; a tied weight once), then what
+the nodes average beside them, the running buffers of BatchNorm. What a node *contributes* for those is
+
+    running_mean            and            running_var + running_mean²,
+
+because the mean over nodes of such contributions is the mean and second moment of all the nodes' data together, from
+which the variance comes back as ``mean(contribution) − mean²`` (the mean of the variances alone would leave out how
+far the nodes' means lie apart). All other buffers stay each node's own.
+
+Parameters with ``requires_grad=False`` are no part of the vector: they never change, never travel and do not enter the
+layout's hash. Every node makes the module from the same seed, or loads the same file, so they agree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import ceil, prod
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from rfast_zmq.errors import UsageError
+
+BUCKET_BYTES = 1 << 20
+"""A bucket holds at most this many bytes."""
+
+BucketKind = Literal["parameters", "averages"]
+EntryKind = Literal["parameter", "mean", "var"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """How the optimiser treats some parameters.
+
+    Attributes:
+        decay: whether weight decay acts on them.
+        lr_scale: factor on the learning rate.
+    """
+
+    decay: bool
+    lr_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Coordinates ``[start, stop)``, counted within a bucket, of parameter group ``group``."""
+
+    group: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A piece ``[start, stop)`` of the flat vector that travels as one message.
+
+    Attributes:
+        start, stop: coordinates in the flat vector.
+        kind: ``"parameters"`` (descended on) or ``"averages"`` (only averaged over nodes); a bucket never mixes them.
+        segments: the groups of its coordinates, in order and without gaps; empty for averages.
+    """
+
+    start: int
+    stop: int
+    kind: BucketKind
+    segments: tuple[Segment, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of coordinates."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One named tensor of the module in the flat vector.
+
+    Attributes:
+        name: as in the module's ``state_dict``.
+        shape: its shape.
+        kind: ``"parameter"``, or ``"mean"`` / ``"var"`` of a running average.
+        group: index into :attr:`Layout.groups`; −1 for averages.
+        offset: its first coordinate in the flat vector.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    kind: EntryKind
+    group: int
+    offset: int
+
+    @property
+    def size(self) -> int:
+        """Number of coordinates."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What each coordinate of the flat vector is. Two nodes can train together when their :attr:`hash` is the same.
+
+    Attributes:
+        entries: the named tensors, in order of offset.
+        groups: the parameter groups.
+        buckets: in order of start, covering ``[0, total)`` without gaps; parameters before averages.
+        total: length of the flat vector.
+        dtype: of the flat vector.
+        hash: 16 hexadecimal characters over names, shapes, kinds, groups, dtype and the buckets' bounds.
+    """
+
+    entries: tuple[Entry, ...]
+    groups: tuple[Group, ...]
+    buckets: tuple[Bucket, ...]
+    total: int
+    dtype: torch.dtype
+    hash: str
+
+    @classmethod
+    def build(cls, entries: Sequence[Entry], groups: Sequence[Group], dtype: torch.dtype, bucket_size: int) -> Layout:
+        """Cut the entries into buckets of at most ``bucket_size`` coordinates, all of about the same size.
+
+        Args:
+            entries: in order of offset, without gaps; parameters (group by group) before averages.
+            groups: what :attr:`Entry.group` points into.
+            dtype: of the flat vector.
+            bucket_size: coordinates, at least 1.
+        """
+        total = sum(e.size for e in entries)
+        parameters = sum(e.size for e in entries if e.kind == "parameter")
+        buckets = [
+            Bucket(start, stop, "parameters", _segments(entries, start, stop))
+            for start, stop in _cut(0, parameters, bucket_size)
+        ]
+        buckets += [Bucket(start, stop, "averages", ()) for start, stop in _cut(parameters, total, bucket_size)]
+        canonical = repr(
+            (
+                [(e.name, tuple(e.shape), e.kind, e.group, e.offset) for e in entries],
+                [(g.decay, float(g.lr_scale)) for g in groups],
+                [(b.start, b.stop, b.kind) for b in buckets],
+                str(dtype),
+            )
+        )
+        digest = hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()
+        return cls(tuple(entries), tuple(groups), tuple(buckets), total, dtype, digest)
+
+    @classmethod
+    def vector(
+        cls, length: int, *, dtype: torch.dtype = torch.float32, bucket: int | None = None, decay: bool = True
+    ) -> Layout:
+        """The layout of a bare vector of parameters, without a module (replays, tests).
+
+        Args:
+            length: coordinates, at least 1.
+            dtype: of the vector.
+            bucket: at most so many coordinates in a bucket; None: as many as :data:`BUCKET_BYTES` hold.
+            decay: whether weight decay acts on it.
+
+        Raises:
+            UsageError: ``length`` or ``bucket`` below 1.
+        """
+        if length < 1 or (bucket is not None and bucket < 1):
+            raise UsageError(f"a vector of {length} coordinates in buckets of {bucket}: both must be 1 or more")
+        entry = Entry("vector", (length,), "parameter", 0, 0)
+        return cls.build([entry], [Group(decay)], dtype, bucket or max(1, BUCKET_BYTES // dtype.itemsize))
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Coordinates of each bucket."""
+        return tuple(b.size for b in self.buckets)
+
+    @property
+    def parameters(self) -> int:
+        """How many of the coordinates, the first ones, are parameters; the rest are running averages."""
+        return sum(b.size for b in self.buckets if b.kind == "parameters")
+
+    def split(self, flat: Tensor) -> tuple[Tensor, ...]:
+        """Views of ``flat`` (1-D, ``total`` long), one a bucket.
+
+        Raises:
+            ValueError: ``flat`` has another shape.
+        """
+        if flat.shape != (self.total,):
+            raise ValueError(f"a flat vector of this layout has shape ({self.total},), not {tuple(flat.shape)}")
+        return tuple(flat[b.start : b.stop] for b in self.buckets)
+
+    def join(self, pieces: Sequence[Tensor]) -> Tensor:
+        """The flat vector (1-D, ``total`` long, freshly made) of one piece a bucket: the reverse of :meth:`split`."""
+        flat = torch.cat(list(pieces))
+        if tuple(len(p) for p in pieces) != self.sizes:
+            raise ValueError(f"pieces of {[len(p) for p in pieces]} coordinates where the buckets have {self.sizes}")
+        return flat
+
+    def describe(self) -> str:
+        """Some lines for a human: each entry with shape, group and place, then the buckets."""
+        lines = [f"layout {self.hash}: {self.total} coordinates of {self.dtype} in {len(self.buckets)} buckets"]
+        for e in self.entries:
+            what = str(e.kind)
+            if e.kind == "parameter":
+                group = self.groups[e.group]
+                what = f"group {e.group}, {'decay' if group.decay else 'no decay'}, lr x {group.lr_scale:g}"
+            lines.append(f"  [{e.offset}, {e.offset + e.size}) {e.name} {list(e.shape)} ({what})")
+        lines += [f"  bucket {i}: [{b.start}, {b.stop}) {b.kind}" for i, b in enumerate(self.buckets)]
+        return "\n".join(lines)
+
+
+def _cut(start: int, stop: int, size: int) -> list[tuple[int, int]]:
+    """Consecutive pieces of ``[start, stop)``, each at most ``size`` long, their lengths at most 1 apart."""
+    pieces = ceil((stop - start) / size)
+    bounds = [start + (stop - start) * i // pieces for i in range(pieces + 1)] if pieces else []
+    return list(pairwise(bounds))
+
+
+def _segments(entries: Sequence[Entry], start: int, stop: int) -> tuple[Segment, ...]:
+    segments: list[Segment] = []
+    for e in entries:
+        low, high = max(e.offset, start) - start, min(e.offset + e.size, stop) - start
+        if low >= high:
+            continue
+        if segments and segments[-1].group == e.group:
+            segments[-1] = Segment(e.group, segments[-1].start, high)
+        else:
+            segments.append(Segment(e.group, low, high))
+    return tuple(segments)
+
+
+def default_group(name: str, parameter: nn.Parameter) -> Group:
+    """Weight decay on matrices and kernels, none on biases and the parameters of norms (those of fewer than 2 dims)."""
+    return Group(decay=parameter.ndim >= 2)
+
+
+class FlatModel:
+    """A module whose parameters are views of one flat float32 vector, and whose gradients are views of another.
+
+    The module is changed in place: its parameters' storage moves into the flat vector. Do not move it to another device
+    or dtype afterwards.
+
+    Args:
+        module: any module with float32 parameters (all of them on one device).
+        groups: the group of a parameter, from its name and itself; None: :func:`default_group`.
+        bucket_bytes: bytes a bucket holds at most.
+
+    Raises:
+        UsageError: a trainable parameter or running average that is not float32, or no trainable parameter at all.
+    """
+
+    module: nn.Module
+    layout: Layout
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        groups: Callable[[str, nn.Parameter], Group] | None = None,
+        bucket_bytes: int = BUCKET_BYTES,
+    ) -> None:
+        self.module = module
+        named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+        if not named:
+            raise UsageError("the model has no trainable parameter: nothing to train; give it some")
+        by_group: dict[Group, list[tuple[str, nn.Parameter]]] = {}
+        for name, p in named:
+            by_group.setdefault((groups or default_group)(name, p), []).append((name, p))
+        self._averages = _running_averages(module)
+        for name, t in named + [pair for mean, var in self._averages for pair in (mean, var)]:
+            if t.dtype != torch.float32:
+                raise UsageError(f"{name} is {t.dtype}: parameters and running averages must be torch.float32")
+        self._ordered = [(name, p) for members in by_group.values() for name, p in members]
+
+        entries: list[Entry] = []
+        offset = 0
+        for group, members in enumerate(by_group.values()):
+            for name, p in members:
+                entries.append(Entry(name, tuple(p.shape), "parameter", group, offset))
+                offset += p.numel()
+        parameters = offset
+        for mean, var in self._averages:
+            entries.append(Entry(mean[0], tuple(mean[1].shape), "mean", -1, offset))
+            entries.append(Entry(var[0], tuple(var[1].shape), "var", -1, offset + mean[1].numel()))
+            offset += mean[1].numel() + var[1].numel()
+        self.layout = Layout.build(entries, list(by_group), torch.float32, max(1, bucket_bytes // 4))
+
+        # Both end in the averages' contributions, so that one split serves models and gradients.
+        device = self._ordered[0][1].device
+        self._flat = torch.empty(offset, dtype=torch.float32, device=device)
+        self._grad = torch.zeros(offset, dtype=torch.float32, device=device)
+        self._parameters = parameters
+        self._grad_views: list[Tensor] = []
+        self._adopt()
+
+    def _adopt(self) -> None:
+        """Move the parameters' storage into the flat vector."""
+        with torch.no_grad():
+            offset = 0
+            for _, p in self._ordered:
+                view = self._flat[offset : offset + p.numel()].view(p.shape)
+                view.copy_(p)
+                p.data = view
+                self._grad_views.append(self._grad[offset : offset + p.numel()].view(p.shape))
+                offset += p.numel()
+
+    def read(self) -> tuple[Tensor, ...]:
+        """The model now: a fresh CPU copy of each bucket (1-D float32), averages as contributions."""
+        with torch.no_grad():
+            self._contribute(self._flat)
+            return self._copy_out(self._flat)
+
+    def load(self, model: Sequence[Tensor], averages: bool = False) -> None:
+        """Copy ``model`` (one 1-D float32 tensor a bucket) into the parameters.
+
+        Args:
+            model: as :meth:`read` gives it, or the mean of such; only read.
+            averages: also turn the averages' buckets back into running means and variances and write them to the
+                module's buffers (to evaluate or save; a node in training keeps its own).
+
+        Raises:
+            ValueError: a bucket is missing or has another length.
+        """
+        if tuple(len(t) for t in model) != self.layout.sizes:
+            raise ValueError(f"buckets of {[len(t) for t in model]} coordinates, not {self.layout.sizes}")
+        with torch.no_grad():
+            for bucket, t in zip(self.layout.buckets, model, strict=True):
+                if averages or bucket.kind == "parameters":
+                    self._flat[bucket.start : bucket.stop].copy_(t)
+            if averages:
+                self._take_averages(self._flat)
+
+    def gradient(self, closure: Callable[[], Tensor]) -> tuple[tuple[Tensor, ...], float]:
+        """The gradient of ``closure()`` at the parameters as they are.
+
+        Args:
+            closure: gives a scalar loss that depends on the module's parameters.
+
+        Returns:
+            Per bucket a fresh 1-D float32 CPU tensor (of parameters: the gradient, 0 where a parameter was not used; of
+            averages: this node's contribution after the forward pass), and the loss.
+
+        Raises:
+            TypeError: the closure did not give a scalar tensor.
+        """
+        self._grad.zero_()
+        for (_, p), view in zip(self._ordered, self._grad_views, strict=True):
+            p.grad = view
+        loss = closure()
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise TypeError(f"training_step must give a scalar tensor, the mean loss of the batch; it gave {found}")
+        loss.backward()  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            for (_, p), view in zip(self._ordered, self._grad_views, strict=True):
+                if p.grad is not view:  # the step zeroed it with set_to_none, or autograd put another in its place
+                    view.zero_() if p.grad is None else view.copy_(p.grad)
+            self._contribute(self._grad)
+            return self._copy_out(self._grad), float(loss)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The module's ``state_dict``, as fresh contiguous CPU tensors, each with storage of its own."""
+        return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in self.module.state_dict().items()}
+
+    def copy_local_buffers(self, other: FlatModel) -> None:
+        """Take the buffers that are no running averages from ``other`` (a copy of the same module)."""
+        averaged = {name for pair in self._averages for name, _ in pair}
+        theirs = dict(other.module.named_buffers())
+        with torch.no_grad():
+            for name, t in self.module.named_buffers():
+                if name not in averaged and name in theirs and theirs[name].shape == t.shape:
+                    t.copy_(theirs[name])
+
+    def _contribute(self, flat: Tensor) -> None:
+        offset = self._parameters
+        for (_, mean), (_, var) in self._averages:
+            size = mean.numel()
+            flat[offset : offset + size] = mean
+            flat[offset + size : offset + 2 * size] = var + mean * mean
+            offset += 2 * size
+
+    def _take_averages(self, flat: Tensor) -> None:
+        offset = self._parameters
+        for (_, mean), (_, var) in self._averages:
+            size = mean.numel()
+            mean.copy_(flat[offset : offset + size])
+            # Rounding can bring a variance near 0 below it.
+            var.copy_((flat[offset + size : offset + 2 * size] - mean * mean).clamp_(min=0.0))
+            offset += 2 * size
+
+    def _copy_out(self, flat: Tensor) -> tuple[Tensor, ...]:
+        return tuple(t.to("cpu", copy=True) for t in self.layout.split(flat.detach()))
+
+
+def _running_averages(module: nn.Module) -> list[tuple[tuple[str, Tensor], tuple[str, Tensor]]]:
+    """The (name, tensor) of each running mean and its running variance, in order of registration."""
+    found = []
+    for prefix, m in module.named_modules():
+        buffers = dict(m.named_buffers(recurse=False))
+        mean, var = buffers.get("running_mean"), buffers.get("running_var")
+        if mean is not None and var is not None:
+            dot = f"{prefix}." if prefix else ""
+            found.append(((f"{dot}running_mean", mean), (f"{dot}running_var", var)))
+    return found

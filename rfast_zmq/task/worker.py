@@ -1,0 +1,158 @@
+"""Runs a task for one node: a model in, a gradient out.
+
+No clock and no loop: the simulator and the real node share it.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from math import isfinite
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from rfast_zmq.errors import RfastError, TaskError, UsageError
+from rfast_zmq.settings import Settings
+from rfast_zmq.task.flat import FlatModel, Layout
+from rfast_zmq.task.sampler import make_feed, to_device
+from rfast_zmq.task.task import Task
+
+T = TypeVar("T")
+
+
+class Worker:
+    """One node's model, data and place in the data.
+
+    Args:
+        task: the user's.
+        settings: the run's, resolved.
+        rank: this node.
+        device: where the model lives; what goes in and out are CPU tensors all the same.
+        evaluates: False spares the second copy of the model on a node that will never be asked to
+            :meth:`evaluate` or for a :meth:`state_dict`.
+
+    Raises:
+        TaskError: the task raised while it made the model or the data.
+        UsageError: a model without trainable parameters or not float32, data that is none, a weight of 0 or less.
+    """
+
+    layout: Layout
+    weight: float
+
+    def __init__(
+        self,
+        task: Task,
+        settings: Settings,
+        rank: int,
+        device: torch.device | None = None,
+        *,
+        evaluates: bool = True,
+    ) -> None:
+        self.task = task
+        self.rank = rank
+        self._settings = settings
+        self._device = device or torch.device("cpu")
+        self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        with self._users_code():
+            cuda = [self._device] if self._device.type == "cuda" else []
+            with torch.random.fork_rng(devices=cuda):
+                torch.manual_seed(settings.seed)
+                module = task.configure_model().to(self._device)
+            module.train()
+            self._flat = FlatModel(module, groups=task.parameter_group)
+            self._feed = make_feed(task.train_data(rank, settings.nodes), settings.seed, rank)
+            self.weight = float(task.weight())
+        if not (isfinite(self.weight) and self.weight > 0):
+            raise UsageError(f"rank {rank}: the task's weight() is {self.weight}: must be a number above 0")
+        self.layout = self._flat.layout
+        # Copied now and not when first used: then another thread may be in the middle of a training step.
+        self._scored = FlatModel(copy.deepcopy(module), groups=task.parameter_group) if evaluates else None
+        self._scoring = threading.Lock()
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))  # what was made above is there by then
+
+    def initial(self) -> tuple[Tensor, ...]:
+        """The first model x⁰, per bucket a 1-D float32 CPU tensor; the same on every node. Call it before the first
+        :meth:`gradient`.
+        """
+        return self._flat.read()
+
+    def prefetch(self, samples: int | None = None) -> None:
+        """Load the first batch, so that a node that says it is ready is.
+
+        Args:
+            samples: in the batch; None: those of a report.
+
+        Raises:
+            TaskError: the task's data raised.
+        """
+        with self._users_code():
+            self._feed.prefetch(self._settings.report if samples is None else samples)
+
+    def gradient(self, model: Sequence[Tensor], samples: int) -> tuple[tuple[Tensor, ...], float, int]:
+        """The mean gradient over the node's next samples.
+
+        Args:
+            model: per bucket a 1-D float32 tensor, where to take it; only read.
+            samples: how many; where the task gives an iterable of batches, one batch is taken as it comes.
+
+        Returns:
+            Per bucket a fresh 1-D float32 CPU tensor (of averages: this node's contribution), the mean loss, and the
+            samples actually done.
+
+        Raises:
+            TaskError: the user's code raised.
+        """
+        with self._users_code(), self._on_stream():
+            batch, done = self._feed.draw(samples)
+            batch = to_device(batch, self._device)
+            self._flat.load(model)
+            gradient, loss = self._flat.gradient(lambda: self.task.training_step(self._flat.module, batch))
+            return gradient, loss, done
+
+    def evaluate(self, model: Sequence[Tensor]) -> dict[str, float]:
+        """The task's scores of ``model`` (per bucket a 1-D float32 tensor); empty if it has none.
+
+        On a copy of the module, so that it may run in another thread than :meth:`gradient`.
+
+        Raises:
+            TaskError: the user's code raised.
+        """
+
+        def score(scored: FlatModel) -> dict[str, float]:
+            with self._users_code(), torch.no_grad():
+                found = self.task.evaluate(scored.module) or {}
+                return {name: float(value) for name, value in found.items()}
+
+        return self._with_model(model, score)
+
+    def state_dict(self, model: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The module's ``state_dict`` (fresh CPU tensors) with ``model`` in it, to be saved; from any thread."""
+        return self._with_model(model, FlatModel.state_dict)
+
+    def _with_model(self, model: Sequence[Tensor], then: Callable[[FlatModel], T]) -> T:
+        if self._scored is None:
+            raise RuntimeError("this Worker was made with evaluates=False")
+        with self._scoring:
+            self._scored.load(model, averages=True)
+            self._scored.copy_local_buffers(self._flat)
+            self._scored.module.eval()
+            return then(self._scored)
+
+    def _on_stream(self) -> AbstractContextManager[object]:
+        return torch.cuda.stream(self._stream) if self._stream is not None else nullcontext()
+
+    @contextmanager
+    def _users_code(self) -> Iterator[None]:
+        """What the user's own code raises becomes a TaskError, with the user's traceback."""
+        try:
+            yield
+        except RfastError:
+            raise
+        except Exception as error:
+            raise TaskError(self.rank, traceback.format_exc()) from error

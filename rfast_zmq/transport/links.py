@@ -1,0 +1,122 @@
+"""One PULL socket a graph (bound) and one PUSH socket an edge (connected), on the asyncio loop.
+
+PUSH deals round-robin over its peers, so each edge has a PUSH of its own. PUSH never drops, it refuses to take: so the
+message is built only when :meth:`Outlet.writable` says the socket takes it, from the state of that moment. With a
+high-water mark of one on each side and bounded kernel buffers, what is under way on an edge stays a few messages.
+
+A PUSH knows when its peer's connection comes and goes; that is how a node learns that a peer has left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, cast
+
+import zmq
+import zmq.asyncio
+from zmq.utils.monitor import recv_monitor_message
+
+from rfast_zmq.core.events import Edge
+from rfast_zmq.errors import UsageError
+
+COPY_BELOW_BYTES = 64 * 1024
+"""A shorter message is copied: cheaper than ZeroMQ's book-keeping for one that is not."""
+RECONNECT_MS, RECONNECT_MOST_MS = 50, 2000
+BUFFER_LEAST_BYTES, BUFFER_MOST_BYTES = 64 * 1024, 1 << 20
+
+
+def _buffer_bytes(frame_bytes: int) -> int:
+    return min(max(frame_bytes, BUFFER_LEAST_BYTES), BUFFER_MOST_BYTES)
+
+
+class Inlet:
+    """The PULL socket of one graph: everything that is sent to this node in it.
+
+    Args:
+        context: of the node.
+        address: what to bind.
+        frame_bytes: the largest frame that is let in (MAXMSGSIZE); a peer that sends a larger one is disconnected.
+        what: for error messages, e.g. ``"node 3, pull endpoint"``.
+
+    Raises:
+        UsageError: the address is in use, or cannot be bound.
+    """
+
+    def __init__(self, context: zmq.asyncio.Context, address: str, frame_bytes: int, what: str) -> None:
+        self._socket = context.socket(zmq.PULL)
+        self._copy = frame_bytes < COPY_BELOW_BYTES
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.RCVHWM, 1)
+        self._socket.setsockopt(zmq.RCVBUF, _buffer_bytes(frame_bytes))
+        self._socket.setsockopt(zmq.MAXMSGSIZE, frame_bytes)
+        try:
+            self._socket.bind(address)
+        except zmq.ZMQError as error:
+            self._socket.close()
+            if error.errno == zmq.EADDRINUSE:
+                raise UsageError(f"{what}: {address} is in use; stop what listens there, or choose another") from None
+            raise UsageError(f"{what}: cannot listen on {address}: {error.strerror}") from None
+
+    async def receive(self) -> list[bytes | memoryview]:
+        """The frames of the next message. They stay valid as long as they are referred to."""
+        frames = cast(list[Any], await self._socket.recv_multipart(copy=self._copy))
+        return frames if self._copy else [frame.buffer for frame in frames]
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class Outlet:
+    """The PUSH socket of one edge.
+
+    Args:
+        context: of the node.
+        edge: the edge.
+        address: where its receiver listens; it need not listen yet.
+        frame_bytes: the size of a payload.
+    """
+
+    def __init__(self, context: zmq.asyncio.Context, edge: Edge, address: str, frame_bytes: int) -> None:
+        self.edge = edge
+        self.connected = asyncio.Event()
+        self.lost = asyncio.Event()
+        """The connection was there and is gone (set once, cleared when it is back)."""
+        self._copy = frame_bytes < COPY_BELOW_BYTES
+        self._socket = context.socket(zmq.PUSH)
+        for option, value in (
+            (zmq.LINGER, 0),
+            (zmq.SNDHWM, 1),
+            (zmq.IMMEDIATE, 1),
+            (zmq.SNDBUF, _buffer_bytes(frame_bytes)),
+            (zmq.RECONNECT_IVL, RECONNECT_MS),
+            (zmq.RECONNECT_IVL_MAX, RECONNECT_MOST_MS),
+        ):
+            self._socket.setsockopt(option, value)
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        self._socket.connect(address)
+
+    async def watch(self) -> None:
+        """Follow the connection, for ever: sets :attr:`connected` and :attr:`lost`."""
+        while True:
+            event = await recv_monitor_message(self._monitor)
+            if event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self.lost.clear()
+                self.connected.set()
+            elif event["event"] == zmq.EVENT_DISCONNECTED and self.connected.is_set():
+                self.connected.clear()
+                self.lost.set()
+
+    async def writable(self) -> None:
+        """Wait until the socket takes a message."""
+        while not self._socket.getsockopt(zmq.EVENTS) & zmq.POLLOUT:  # type: ignore[operator]
+            await self._socket.poll(flags=zmq.POLLOUT)
+
+    async def send(self, frames: Sequence[bytes | memoryview]) -> None:
+        """Hand a message to the socket; the frames must never be written to afterwards."""
+        await self._socket.send_multipart(frames, copy=self._copy)
+
+    def close(self) -> None:
+        self._socket.disable_monitor()
+        self._monitor.close()
+        self._socket.close()
