@@ -38,9 +38,10 @@ class Mnist(Task):
         if pixels.shape[1:] != (28, 28) or labels.shape != pixels.shape[:1] or len(labels) < 5:
             raise UsageError(f"--data {self.settings.data}: x is {pixels.shape}, y is {labels.shape}; {WANTED}")
         x, y = torch.tensor(pixels).flatten(1).float() / 255, torch.tensor(labels).long()
-        cut = len(y) * 4 // 5
-        self.test = x[cut:], y[cut:]
-        mine = self.shard(y[:cut])
+        order = np.random.default_rng(0).permutation(len(y))  # the file's order is not random: its later half is easier
+        train, test = np.split(order, [len(y) * 4 // 5])
+        self.test = x[test], y[test]
+        mine = train[self.shard(y[train])]
         return x[mine], y[mine]
 
     def training_step(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:

@@ -14,6 +14,7 @@ from rfast_zmq.errors import UsageError
 from rfast_zmq.results import Result
 from rfast_zmq.settings import DEFAULT_NODES, Settings
 from rfast_zmq.task import Task, Worker, check_split, load_task
+from rfast_zmq.task.task import make_task
 from rfast_zmq.topology import Topology, build, is_file
 from rfast_zmq.wire import Codec
 
@@ -64,7 +65,7 @@ class Plan:
 
     def worker(self, rank: int) -> Worker:
         """The task on one node (evaluations run at the root)."""
-        task, evaluates = self.task(self.settings, rank), rank == self.topology.root
+        task, evaluates = make_task(self.task, self.settings, rank), rank == self.topology.root
         return Worker(task, self.settings, rank, _device(self.settings.device), evaluates=evaluates)
 
     def node(self, rank: int, worker: Worker, incarnation: int) -> Algorithm:

@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from math import isfinite
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from rfast_zmq.settings import Settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(kw_only=True)
@@ -68,6 +69,7 @@ class Result:
         set_aside: ranks set aside at the end.
         missing: ranks that did not end by themselves.
         trouble: rank whose loss was not finite; None.
+        baseline_accuracy: of one machine at the same hyper-parameters; None if it was not asked for.
     """
 
     algorithm: str
@@ -97,6 +99,7 @@ class Result:
     missing: list[int] = field(default_factory=list)
     trouble: int | None = None
     simulated: bool = False
+    baseline_accuracy: float | None = None
     extra: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> str:
@@ -117,7 +120,8 @@ class Result:
 
 
 class RunFolder:
-    """``--out DIR``: config.json, metrics.jsonl, nodes.jsonl, model.safetensors, result.json (pictures: ``rfast plot``).
+    """``--out DIR``: config.json, topology.toml, metrics.jsonl, nodes.jsonl, baseline.jsonl (where one machine was
+    trained too), model.safetensors, result.json. (Pictures: ``rfast plot``.)
 
     Args:
         path: the folder; made if it is not there. What an earlier run left in it is replaced file by file.
@@ -132,6 +136,10 @@ class RunFolder:
         text = {"task": task, "settings": asdict(settings), "versions": versions(), **more}
         _write(self.path / "config.json", json.dumps(text, indent=2, default=str) + "\n")
 
+    def topology(self, toml: str) -> None:
+        """The two graphs, as a file that ``--topology`` takes."""
+        _write(self.path / "topology.toml", toml)
+
     def metrics(self, points: list[Point]) -> None:
         """One line an evaluation."""
         _write(self.path / "metrics.jsonl", "".join(json.dumps(_finite(asdict(p))) + "\n" for p in points))
@@ -139,6 +147,13 @@ class RunFolder:
     def nodes(self, points: list[NodePoint]) -> None:
         """One line a node and moment."""
         _write(self.path / "nodes.jsonl", "".join(json.dumps(_finite(asdict(p))) + "\n" for p in points))
+
+    def baseline(self, points: list[Point] | None) -> None:
+        """One line an evaluation of one machine; None: there is none, and an older one goes."""
+        if points is None:
+            (self.path / "baseline.jsonl").unlink(missing_ok=True)
+        else:
+            _write(self.path / "baseline.jsonl", "".join(json.dumps(_finite(asdict(p))) + "\n" for p in points))
 
     def model(self, state: Mapping[str, Tensor]) -> None:
         """The model, for ``safetensors.torch.load_file`` and ``Module.load_state_dict``."""

@@ -98,9 +98,14 @@ class Settings:
         return replace(self, **{k: v for k, v in chosen.items() if getattr(self, k) is None})
 
     @property
+    def count(self) -> int:
+        """Number of nodes."""
+        return self.nodes or DEFAULT_NODES
+
+    @property
     def share(self) -> float:
         """b = B/n: a node's share of a round, in samples."""
-        return (self.global_batch or DEFAULTS["global_batch"]) / (self.nodes or DEFAULT_NODES)
+        return (self.global_batch or DEFAULTS["global_batch"]) / self.count
 
     @property
     def report(self) -> int:

@@ -23,6 +23,7 @@ FLOORS = [
     {"core"},
     {"task"},
     {"conditions"},
+    {"plotting"},
     {"topology"},
     {"results"},
     {"settings"},

@@ -1,7 +1,7 @@
 """``rfast``: Algorithm 1 (R-FAST) as published, on any pair of graphs that share a root.
 
-State of node i, per bucket: model x, tracker z, last gradient g, one running sum ρ_ji per out-edge of A, one buffer ρ̃_ij
-per in-edge of A, the newest model v_j heard per in-edge of W and the newest ρ_ij heard per in-edge of A. One step::
+State of node i, per bucket: model x, tracker z, last gradient g, one running sum ρ_ji per out-edge of A, one buffer
+ρ̃_ij per in-edge of A, the newest model v_j heard per in-edge of W and the newest ρ_ij heard per in-edge of A. One step::
 
     S1  v_i  ← x_i − γ z_i                                                local descent
     S2  x_i⁺ ← w_ii v_i + Σ_{j∈In_W} w_ij v_j                             consensus pull
@@ -21,7 +21,7 @@ gradient (the L2-regularised objective). Running averages (BatchNorm) are not mi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -67,13 +67,15 @@ class _Bucket:
         self.x = x
 
     def track(self, gradient: Tensor) -> None:
-        """S3, S5."""
-        if self.g is None or self.z is None:
+        """S3, S5. With z from I1, h = z + Σ (ρ_in − ρ̃) + g⁺ − g is g⁺ + Σ ρ_in − Σ ρ_out: so no rounding piles up."""
+        if self.g is None:
             self.g = self.z = gradient
             return
-        h = self.z + gradient - self.g
-        for j, rho in self.heard_rho.items():
-            h.add_(rho - self.used_rho[j])
+        h = gradient.clone()
+        for rho in self.heard_rho.values():
+            h.add_(rho)
+        for rho in self.rho.values():
+            h.sub_(rho)
         self.used_rho = dict(self.heard_rho)
         self.z = self.a_self * h
         self.rho = {j: self.rho[j] + a * h for j, a in self.a.items()}
@@ -96,8 +98,12 @@ class RFast(Skeleton):
 
     def __init__(self, config: NodeConfig) -> None:
         topology, rank = config.topology, config.rank
-        out = [Edge("W", rank, j) for j in topology.pull_out(rank)] + [Edge("A", rank, j) for j in topology.push_out(rank)]
-        into = [Edge("W", j, rank) for j in topology.pull_in(rank)] + [Edge("A", j, rank) for j in topology.push_in(rank)]
+        out = [Edge("W", rank, j) for j in topology.pull_out(rank)] + [
+            Edge("A", rank, j) for j in topology.push_out(rank)
+        ]
+        into = [Edge("W", j, rank) for j in topology.pull_in(rank)] + [
+            Edge("A", j, rank) for j in topology.push_in(rank)
+        ]
         super().__init__(config, out, into)
         self._state = [
             _Bucket(
@@ -133,7 +139,9 @@ class RFast(Skeleton):
 
     def _gradient(self, event: GradientReady) -> list[Action]:
         config = self.config
-        for state, fixed, bucket, g in zip(self._state, self._fixed, config.layout.buckets, event.gradient, strict=True):
+        for state, fixed, bucket, g in zip(
+            self._state, self._fixed, config.layout.buckets, event.gradient, strict=True
+        ):
             if fixed:
                 state.x = state.g = state.z = g
                 continue
@@ -149,8 +157,8 @@ class RFast(Skeleton):
         return self._mark("A")
 
     def _progress(self, now: float) -> None:
-        if not self.is_root:
-            return
+        if not self.is_root or not self._closing.running:
+            return  # a round's time that grew while the run closes would make its patience endless
         self.root_rounds = self.census().samples / self.config.global_batch
         if self._t0 is not None and self.root_rounds > 0:
             self.round_s = (now - self._t0) / self.root_rounds
@@ -185,14 +193,16 @@ class RFast(Skeleton):
 
     def last_record(self) -> Mapping[str, Tensor | float]:
         """The identity I1 of this node: ``identity`` = largest |z − (g + Σ ρ̃ − Σ ρ)|, ``scale`` = largest |ρ|, |g|."""
-        checked = [s.identity() for s, fixed in zip(self._state, self._fixed, strict=True) if s.g is not None and not fixed]
+        checked = [
+            s.identity() for s, fixed in zip(self._state, self._fixed, strict=True) if s.g is not None and not fixed
+        ]
         return {
             "identity": max((float(gap.abs().max()) for gap, _ in checked), default=0.0),
             "scale": max((scale for _, scale in checked), default=0.0),
         }
 
     @staticmethod
-    def identity_error(records: Mapping[int, Mapping[str, Tensor | float]], root: int) -> float:
+    def identity_error(records: Mapping[int, Mapping[str, Any]], root: int) -> float:
         """Largest violation of I1 over the nodes ÷ largest |ρ| or |g|."""
         scale = max(float(r["scale"]) for r in records.values())
         return max(float(r["identity"]) for r in records.values()) / scale if scale else 0.0

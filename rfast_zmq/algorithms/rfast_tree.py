@@ -9,7 +9,8 @@ gradients of its subtree, the root descends along the total, the model flows dow
     RECV A     a child's record = mean of what it said since this node's last report left (its newest at the root), with
                the newest c; UP
     UP         S = own record + Σ children's, recomputed, never added to.  Not the root: news for the parent.
-               The root: f = (S.c − last)/B, at most 1;  f > 0: DESCEND(S.g/S.w, f, τ = P − S.V/S.w), news for the children
+               The root: f = (S.c − last)/B, at most 1;  f > 0: DESCEND(S.g/S.w, f, τ = P − S.V/S.w), news for the
+               children
     RECV W     take the model up; news for the children
 
 A child whose c has not moved for K = 10 rounds of P is set aside: its g, w and V leave the sum until it moves.
@@ -22,12 +23,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import exp
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from rfast_zmq.core.control import Phase
+from rfast_zmq.core.control import COUNT_MOST, Phase
 from rfast_zmq.core.descent import Descent
 from rfast_zmq.core.events import (
     Action,
@@ -295,7 +296,7 @@ class RFastTree(Skeleton):
                 return None
             g = torch.zeros(self.config.layout.buckets[bucket].size, dtype=self.config.layout.dtype)
         state.report_left()
-        return g, {"w": w, "wV": wv, "c": c}
+        return g, {"w": w, "wV": wv, "c": min(c, COUNT_MOST)}
 
     # ------------------------------------------------------------------------------------ what others ask
 
@@ -326,7 +327,7 @@ class RFastTree(Skeleton):
         return {"own": torch.cat(own), "sum": torch.cat(totals), "samples": float(self._own.samples)}
 
     @staticmethod
-    def identity_error(records: Mapping[int, Mapping[str, Tensor | float]], root: int) -> float:
+    def identity_error(records: Mapping[int, Mapping[str, Any]], root: int) -> float:
         """|S at the root − Σ of the nodes' own last records| ÷ the largest |g| (float64 sums; max over coordinates)."""
         own = [torch.as_tensor(r["own"]).double() for r in records.values()]
         total = torch.as_tensor(records[root]["sum"]).double()

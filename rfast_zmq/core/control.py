@@ -1,8 +1,8 @@
 """What rides beside the mathematics, for every algorithm alike: the census, and how a run closes.
 
 Both use the pair of spanning trees that every topology has. Numbers climb the push tree in the headers of A-messages
-(samples done, loss, the slowest node, who is set aside); the phase of the run comes down the pull tree in the headers of
-W-messages. Nothing here waits: a node says what it knows whenever it speaks.
+(samples done, loss, the slowest node, who is set aside); the phase of the run comes down the pull tree in the headers
+of W-messages. Nothing here waits: a node says what it knows whenever it speaks.
 
 Closing, in three phases, proof against any loss because idle edges repeat themselves:
 
@@ -12,8 +12,10 @@ Closing, in three phases, proof against any loss because idle edges repeat thems
 3. *leave*: when the root has every final word it says so, and the word goes down the pull tree. A node leaves when each
    of its children in the pull tree has left (its connection is closed), so the root goes last.
 
-A child that was set aside, or that has been silent for ``patience_s`` while the run closes, is not waited for. That
-span is ten rounds of the run as it was measured, not a number anybody guesses, and it plays no part before the stop.
+A child that was set aside, or whose connection is gone, is not waited for; nor one that has been silent for
+``patience_s`` while the run closes (ten rounds of the run as it was measured, and at least ten seconds, for a lossy line
+may need some to get a word through). A node that hears no more of its parent meanwhile goes as well. None of this plays
+a part before the stop.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ from math import inf, isfinite, nan
 from rfast_zmq.core.events import Number
 
 PATIENCE_ROUNDS = 10.0
-PATIENCE_LEAST_S = 2.0
+PATIENCE_LEAST_S = 10.0
+COUNT_MOST = 2**62
+"""The largest int that travels: what a peer claims may be anything, and a sum of such must still fit a header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,7 @@ class Count:
     def numbers(self) -> dict[str, Number]:
         """As it rides in a header (a pace that is unknown travels as 0.0)."""
         return {
-            "samples": self.samples,
+            "samples": min(self.samples, COUNT_MOST),
             "weight": self.weight,
             "loss": self.weighted_loss,
             "slowest": self.slowest_pace if isfinite(self.slowest_pace) else 0.0,
@@ -69,18 +73,24 @@ class Count:
         }
 
     @classmethod
-    def read(cls, numbers: Mapping[str, Number]) -> Count:
-        """The inverse of :meth:`numbers`, of a header whose names and types the codec has checked."""
+    def read(cls, numbers: Mapping[str, Number], nodes: int) -> Count:
+        """The inverse of :meth:`numbers`, of a header whose names and types the codec has checked.
+
+        Args:
+            numbers: as they arrived.
+            nodes: how many there are; a rank that none of them has is taken for unknown.
+        """
         aside = numbers["aside"]
         slowest = float(numbers["slowest"])  # type: ignore[arg-type]
+        rank, trouble = int(numbers["slowest_rank"]), int(numbers["trouble"])  # type: ignore[arg-type]
         return cls(
             samples=int(numbers["samples"]),  # type: ignore[arg-type]
             weight=float(numbers["weight"]),  # type: ignore[arg-type]
             weighted_loss=float(numbers["loss"]),  # type: ignore[arg-type]
-            slowest_pace=slowest if slowest > 0 else inf,
-            slowest_rank=int(numbers["slowest_rank"]),  # type: ignore[arg-type]
-            set_aside=tuple(aside) if isinstance(aside, list) else (),
-            trouble=int(numbers["trouble"]),  # type: ignore[arg-type]
+            slowest_pace=slowest if slowest > 0 and rank < nodes else inf,
+            slowest_rank=rank if rank < nodes else -1,
+            set_aside=tuple(r for r in aside if 0 <= r < nodes) if isinstance(aside, list) else (),
+            trouble=trouble if trouble < nodes else -1,
         )
 
 
@@ -140,7 +150,8 @@ class Closing:
         self._final: dict[int, set[int]] = {child: set() for child in push_children}
         self._heard_s: dict[int, float] = dict.fromkeys(self._final, -inf)
         self._present = set(pull_children)
-        self._since_s = inf
+        self._gone: set[int] = set()
+        self._since_s = self._parent_s = inf
 
     @property
     def running(self) -> bool:
@@ -153,6 +164,10 @@ class Closing:
         self.phase, self._since_s = phase, now
         return True
 
+    def heard_parent(self, now: float) -> None:
+        """The parent in the pull tree spoke."""
+        self._parent_s = now
+
     def heard(self, child: int, bucket: int, final: bool, now: float) -> None:
         """A child of the push tree spoke."""
         self._heard_s[child] = now
@@ -162,11 +177,12 @@ class Closing:
     def left(self, rank: int) -> None:
         """A peer closed its connection."""
         self._present.discard(rank)
+        self._gone.add(rank)
 
     def final(self, bucket: int, set_aside: Collection[int], patience_s: float, now: float) -> bool:
         """Has this node's word on ``bucket`` become its last?"""
         return self.phase is not Phase.RUN and all(
-            bucket in buckets or child in set_aside or self._silent(child, patience_s, now)
+            bucket in buckets or child in self._gone or child in set_aside or self._silent(child, patience_s, now)
             for child, buckets in self._final.items()
         )
 
@@ -174,9 +190,12 @@ class Closing:
         """Has every awaited child said its last word on every bucket?"""
         return all(self.final(bucket, set_aside, patience_s, now) for bucket in range(self._buckets))
 
-    def may_leave(self, patience_s: float, now: float) -> bool:
-        """In phase *leave*: has each child of the pull tree left (or had its time to)?"""
-        return self.phase is Phase.LEAVE and (not self._present or now - self._since_s > patience_s)
+    def may_leave(self, patience_s: float, now: float, set_aside: Collection[int] = ()) -> bool:
+        """Has each awaited child of the pull tree left (or had its time to), or is the parent gone?"""
+        if self.phase is Phase.STOP:  # at the root nothing is ever heard of a parent
+            return now - max(self._parent_s, self._since_s) > 2 * patience_s and self._parent_s < inf
+        awaited = self._present.difference(set_aside)
+        return self.phase is Phase.LEAVE and (not awaited or now - self._since_s > patience_s)
 
     def _silent(self, child: int, patience_s: float, now: float) -> bool:
         return now - max(self._heard_s[child], self._since_s) > patience_s

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -128,6 +128,11 @@ class Algorithm(ABC):
     def status(self) -> Status:
         """How the node sees the run now."""
 
+    @property
+    @abstractmethod
+    def rounds(self) -> float:
+        """Progress in rounds, as ``status().rounds``, without the rest."""
+
     @abstractmethod
     def export(self) -> tuple[Tensor, ...] | None:
         """The model to evaluate and save, per bucket; None before there is one. Never written to afterwards."""
@@ -138,11 +143,12 @@ class Algorithm(ABC):
 
     @staticmethod
     @abstractmethod
-    def identity_error(records: Mapping[int, Mapping[str, Tensor | float]], root: int) -> float:
+    def identity_error(records: Mapping[int, Mapping[str, Any]], root: int) -> float:
         """How far the nodes' last records violate the identity I1, as a relative number.
 
         Args:
-            records: rank to :meth:`last_record`, of every node, after the run has closed.
+            records: rank to :meth:`last_record` (numbers may have become 0-d tensors), of every node, after the run has
+                closed.
             root: the common root.
         """
 

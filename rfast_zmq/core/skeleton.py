@@ -1,7 +1,7 @@
 """What every algorithm on a pair of graphs shares: stamps, the census, closing. The mathematics is left to subclasses.
 
-A subclass implements five methods (``_models``, ``_gradient``, ``_received``, ``_payload``, ``_ready``) and never sees a
-stamp: :meth:`Skeleton.handle` drops whatever is not newer (I3, I4) before the mathematics hears of it.
+A subclass implements five methods (``_models``, ``_gradient``, ``_received``, ``_payload``, ``_ready``) and never sees
+a stamp: :meth:`Skeleton.handle` drops whatever is not newer (I3, I4) before the mathematics hears of it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from math import inf, isfinite
 
-import torch
 from torch import Tensor
 
 from rfast_zmq.core.control import COUNT_NUMBERS, Closing, Count, Phase, merge, patience_s
@@ -37,6 +36,7 @@ from rfast_zmq.core.events import (
     Tick,
     Transmit,
 )
+from rfast_zmq.core.finite import is_finite
 from rfast_zmq.core.interface import Algorithm, NodeConfig, Status
 
 RESEND_LEAST_S = 0.02
@@ -162,6 +162,10 @@ class Skeleton(Algorithm):
         )
 
     @property
+    def rounds(self) -> float:
+        return self.root_rounds
+
+    @property
     def resend_s(self) -> float:
         if not self._closing.running:
             return max(2 * self.pace_s, RESEND_LEAST_S)
@@ -191,7 +195,7 @@ class Skeleton(Algorithm):
     def _take_gradient(self, event: GradientReady) -> list[Action]:
         if not self._closing.running:
             return []
-        if not (isfinite(event.loss) and all(bool(torch.isfinite(g).all()) for g in event.gradient)):
+        if not (isfinite(event.loss) and all(is_finite(g) for g in event.gradient)):
             return [*self._in_trouble(), Ready()]
         self._gradients += 1
         if event.seconds > 0:
@@ -233,14 +237,16 @@ class Skeleton(Algorithm):
         if edge.graph == "W":
             self.root_rounds = max(self.root_rounds, float(numbers["rounds"]))  # type: ignore[arg-type]
             if edge.src == self._pull_parent:
+                self._closing.heard_parent(now)
                 self.round_s = float(numbers["round_s"])  # type: ignore[arg-type]
                 self.root_pace_s = float(numbers["pace_s"])  # type: ignore[arg-type]
-            phase = min(max(int(numbers["phase"]), Phase.RUN), Phase.LEAVE)  # type: ignore[arg-type]
-            actions += self._enter(Phase(phase), now)
+            phase = min(int(numbers["phase"]), Phase.LEAVE)  # type: ignore[arg-type]
+            if phase > self._closing.phase:
+                actions += self._enter(Phase(phase), now)
         elif edge.src in self.push_children:
             if message.stamp > self._count_stamp.get(edge.src, NEVER):
                 self._count_stamp[edge.src] = message.stamp
-                self._counts[edge.src] = Count.read(numbers)
+                self._counts[edge.src] = Count.read(numbers, self.config.topology.nodes)
             self._closing.heard(edge.src, message.bucket, bool(numbers["final"]), now)
         return actions + self._received(message, now)
 
@@ -274,7 +280,9 @@ class Skeleton(Algorithm):
     def _done(self, now: float) -> list[Action]:
         """The root ends the run once the samples asked for are counted."""
         wanted = self.config.stop_samples
-        if not self.is_root or wanted is None or not self._closing.running or self.census().samples < wanted:
+        if not self.is_root or wanted is None or not self._closing.running:
+            return []
+        if self._own.samples + sum(count.samples for count in self._counts.values()) < wanted:
             return []
         return self._enter(Phase.STOP, now)
 
@@ -286,7 +294,7 @@ class Skeleton(Algorithm):
         patience = patience_s(self.round_s)
         if self.is_root and self._closing.all_final(self._set_aside(), patience, now):
             actions += self._enter(Phase.LEAVE, now)
-        if self._closing.may_leave(patience, now):
+        if self._closing.may_leave(patience, now, self._set_aside()):
             self._left = True
             actions.append(Leave())
         return actions

@@ -11,60 +11,24 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
-from torch import Tensor
 
 from rfast_zmq.algorithms import algorithm
 from rfast_zmq.assembly import Plan
 from rfast_zmq.errors import RfastError, TaskError, UsageError
+from rfast_zmq.launch.outcome import Observer, Run
 from rfast_zmq.launch.process import Orders, node_process
-from rfast_zmq.results import NodePoint, Point, Result
 from rfast_zmq.transport import Addresses
 
-ENDING_S = 10.0
+ENDING_S = 5.0
 """After the root is done, a node that does not end by itself is ended after so long (a node under SIGSTOP, say)."""
-
-
-@dataclass
-class Run:
-    """What a run gave.
-
-    Attributes:
-        result: as ``--json`` prints it.
-        points: the root's evaluations, oldest first.
-        node_points: each node's pace over time.
-        model: the module's ``state_dict`` at the end; None if there is none.
-        said: what the nodes said, as (seconds since the gate, line).
-    """
-
-    result: Result
-    points: list[Point] = field(default_factory=list)
-    node_points: list[NodePoint] = field(default_factory=list)
-    model: dict[str, Tensor] | None = None
-    said: list[tuple[float, str]] = field(default_factory=list)
-
-
-class Observer:
-    """Told what happens in a run; override what you want to see."""
-
-    def started(self, pids: list[int]) -> None:
-        """The gate opened; ``pids`` by rank."""
-
-    def report(self, report: Mapping[str, Any]) -> None:
-        """A node's standing, every half second of each."""
-
-    def point(self, point: Point) -> None:
-        """The root evaluated."""
-
-    def say(self, line: str) -> None:
-        """A line for a person."""
 
 
 @dataclass
@@ -176,14 +140,7 @@ class _Loopback:
                 self._maybe_go()
             case "report":
                 child.last = content
-                self.out.node_points.append(
-                    NodePoint(
-                        time_s=content["time_s"],
-                        rank=rank,
-                        samples=content["own_samples"],
-                        pace=content["samples_per_s"],
-                    )
-                )
+                self.out.heard(content)
                 self.observer.report(content)
             case "point":
                 self.out.points.append(content)
@@ -267,43 +224,13 @@ class _Loopback:
     # -------------------------------------------------------------------------------------- afterwards
 
     def _collect(self, folder: Path) -> None:
-        plan, result = self.plan, self.out.result
-        root = plan.topology.root
-        standings = [child.done or child.last or {} for child in self.children]
-        at_root = standings[root]
-        result.settle(self.out.points, plan.settings.target)
-        result.samples, result.rounds = at_root.get("samples", 0), at_root.get("rounds", 0.0)
-        result.wall_s = at_root.get("wall_s", at_root.get("time_s", 0.0))
-        result.set_aside = at_root.get("set_aside", [])
+        plan, result, root = self.plan, self.out.result, self.plan.topology.root
+        self.out.settle(plan, {rank: child.done or child.last or {} for rank, child in enumerate(self.children)}, root)
         result.missing = [rank for rank, child in enumerate(self.children) if child.done is None]
-        result.trouble = at_root["trouble"] if at_root.get("trouble", -1) >= 0 else None
-        if at_root.get("slowest_rank", -1) >= 0:
-            result.slowest_node = {"rank": at_root["slowest_rank"], "pace": at_root["slowest_pace"]}
-        result.cpu_s = sum(s.get("cpu_s", 0.0) for s in standings)
-        result.communication_cpu_s = sum(s.get("communication_cpu_s", 0.0) for s in standings)
-        for rank, s in enumerate(standings):
-            result.bytes_sent += s.get("bytes_sent", 0)
-            result.messages_sent += s.get("messages_sent", 0)
-            result.messages_received += s.get("accepted", 0) + s.get("stale", 0)
-            result.messages_stale += s.get("stale", 0)
-            _add(result.messages_refused, s.get("refused", {}))
-            _add(result.faults, s.get("faults", {}))
-            result.per_node.append(
-                {
-                    "rank": rank,
-                    "gradients": s.get("gradients", 0),
-                    "samples": s.get("own_samples", 0),
-                    "pace": s.get("pace", 0.0),
-                    "cpu_s": s.get("cpu_s", 0.0),
-                    "memory_bytes": s.get("memory_bytes", 0),
-                }
-            )
         if (saved := folder / "model.safetensors").exists():
             self.out.model = load_file(saved)
         if not result.missing and not result.set_aside:
-            records: dict[int, dict[str, Tensor | float]] = {}
-            for rank in range(plan.topology.nodes):
-                records[rank] = dict(load_file(folder / f"record-{rank}.safetensors"))
+            records = {rank: dict(load_file(_record(folder, rank))) for rank in range(plan.topology.nodes)}
             assert plan.settings.optimizer is not None
             kind = algorithm(plan.settings.algorithm, plan.settings.optimizer)
             result.identity_error = kind.identity_error(records, root)
@@ -330,9 +257,5 @@ def _kill(process: BaseProcess) -> None:
             return
 
 
-def _add(into: dict[str, int], more: Mapping[str, int]) -> None:
-    for name, times in more.items():
-        into[name] = into.get(name, 0) + times
-
-
-__all__ = ["Observer", "Run", "run"]
+def _record(folder: Path, rank: int) -> Path:
+    return folder / f"record-{rank}.safetensors"

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from rfast_zmq.assembly import Plan
 from rfast_zmq.errors import TaskError, UsageError
+from rfast_zmq.launch.memory import keep_freed_memory
 from rfast_zmq.node import Node
 from rfast_zmq.results import Point
 from rfast_zmq.settings import Settings
@@ -88,6 +89,7 @@ def node_process(orders: Orders, pipe: Connection) -> None:
     """The process of one node: from its orders to its last record. Exits 0, or 1 after telling the launcher why."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher decides
     torch.set_num_threads(1)
+    keep_freed_memory()
     watcher = PipeWatcher(pipe)
     try:
         node = Node(

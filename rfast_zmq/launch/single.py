@@ -1,7 +1,124 @@
-"""One node on this host, as part of a run over many hosts."""
+"""One node on this host, as part of a run over many hosts.
+
+There is no gate and no launcher: a node starts when it is started, in any order and minutes apart, takes its first
+model from its parent, and leaves when the run closes. Only what this node knows is in its result; the root's tells of
+the whole run.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
+import os
+import signal
+import time
+from collections.abc import Mapping
+from typing import Any
 
-def run_node() -> None:
-    raise NotImplementedError
+import torch
+
+from rfast_zmq.assembly import Plan
+from rfast_zmq.errors import UsageError
+from rfast_zmq.launch.memory import keep_freed_memory
+from rfast_zmq.launch.outcome import Observer, Run
+from rfast_zmq.launch.process import run_loop
+from rfast_zmq.node import Node
+from rfast_zmq.results import Point
+from rfast_zmq.topology import to_toml
+from rfast_zmq.transport import Addresses, check_exposure
+
+
+def run_node(
+    plan: Plan, rank: int, observer: Observer | None = None, *, insecure: bool = False, run_id: str | None = None
+) -> Run:
+    """Run one node to the end of the run. Ctrl-C at the root ends the run in order; elsewhere this node's part in it.
+
+    Args:
+        plan: the run; its topology must name the endpoints of every node.
+        rank: which node of it.
+        observer: told what happens here.
+        insecure: listen on an address that other machines reach, though there are no keys.
+        run_id: tells runs over the same addresses apart; every node must be given the same. None: made from the topology
+            and the algorithm.
+
+    Raises:
+        UsageError: a rank out of range, no endpoints, an address in use or not allowed, a parent that trains another
+            model.
+        TaskError: the task raised.
+    """
+    topology = plan.topology
+    if not 0 <= rank < topology.nodes:
+        raise UsageError(f"--rank {rank}: {topology.name} has {topology.nodes} nodes, so 0 to {topology.nodes - 1}")
+    addresses = Addresses.of(topology)
+    watcher = _Here(plan, rank, observer or Observer())
+    for address in check_exposure((addresses.pull[rank], addresses.push[rank]), insecure):
+        watcher.say(f"warning: {address} takes part in the run with whoever reaches it: there are no keys (--insecure)")
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    node = Node(plan, rank, addresses, run_id or default_run_id(plan), time.time_ns(), watcher)
+    run_loop(_with_signals(node, watcher))
+    watcher.out.settle(plan, {rank: {**node.standing(), "wall_s": node.wall_s}}, rank)
+    if (model := node.final_model()) is not None:
+        watcher.out.model = model
+    return watcher.out
+
+
+def default_run_id(plan: Plan) -> str:
+    """What nodes started with the same topology and algorithm agree on: 16 hexadecimal characters."""
+    s = plan.settings
+    text = f"{to_toml(plan.topology)}\n{s.algorithm} {s.global_batch}"
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+class _Here:
+    """Passes what happens on to the observer, and keeps it."""
+
+    def __init__(self, plan: Plan, rank: int, observer: Observer) -> None:
+        self.out, self.rank, self.observer = Run(plan.result(simulated=False)), rank, observer
+        self._t0 = time.monotonic()
+
+    def ready(self, layout: str) -> None:
+        self._t0 = time.monotonic()
+        self.observer.started([os.getpid()])
+
+    def report(self, report: Mapping[str, Any]) -> None:
+        self.out.heard(report)
+        self.observer.report(report)
+
+    def point(self, point: Point) -> None:
+        self.out.points.append(point)
+        self.observer.point(point)
+
+    def say(self, line: str) -> None:
+        self.out.said.append((time.monotonic() - self._t0, line))
+        self.observer.say(line)
+
+    def fault(self, error: BaseException) -> None:
+        return  # it is raised by Node.run as well
+
+
+async def _with_signals(node: Node, watcher: _Here) -> None:
+    loop, asked = asyncio.get_running_loop(), 0
+
+    def interrupted() -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 1 and node.is_root:
+            watcher.say("stopping: the run ends in order and the model is saved (once more to leave at once)")
+            node.stop()
+        else:
+            node.leave()
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+    installed = []
+    for number in signals:
+        try:
+            loop.add_signal_handler(number, interrupted)
+            installed.append(number)
+        except (NotImplementedError, ValueError, RuntimeError):  # not the main thread, or not this platform
+            continue
+    try:
+        await node.run()
+    finally:
+        for number in installed:
+            loop.remove_signal_handler(number)

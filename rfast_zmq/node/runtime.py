@@ -11,6 +11,7 @@ socket, or its own clock (pace, idle resend, emulated compute).
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
 import threading
 import time
@@ -47,6 +48,7 @@ from rfast_zmq.core.events import (
     Tick,
     Transmit,
 )
+from rfast_zmq.core.finite import is_finite
 from rfast_zmq.core.slots import Slot
 from rfast_zmq.errors import Refused, UsageError
 from rfast_zmq.results import Point
@@ -55,6 +57,8 @@ from rfast_zmq.transport import Addresses, Inlet, Outlet
 
 REPORT_S = 0.5
 """Seconds between two reports of a node to whoever watches it."""
+HASTE_S = 1e-3
+"""A link that sleeps until it may speak is not woken to speak by less than this earlier."""
 
 
 class Watcher(Protocol):
@@ -106,6 +110,8 @@ class Node:
         self._thread_cpu_s = {"gradient": 0.0, "evaluate": 0.0}
         self._halt = threading.Event()
         self._started = False
+        self._cpu0_s = time.process_time()
+        self.wall_s = 0.0
         self._samples = 0
         self.bytes_sent = self.messages_sent = 0
         self.refused: dict[str, int] = {}
@@ -143,7 +149,8 @@ class Node:
             await self._loop.run_in_executor(self._compute_pool, self._first_batch)
             if gate is not None:
                 await self._unless_fault(asyncio.gather(*(outlet.connected.wait() for outlet in outlets)))
-                self._watcher.ready(self.worker.layout.hash)
+            self._watcher.ready(self.worker.layout.hash)
+            if gate is not None:
                 await self._unless_fault(gate())
             self._t0, self._cpu0_s = self._loop.time(), time.process_time()
             self._started = True
@@ -161,8 +168,10 @@ class Node:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            for socket in (*inlets, *outlets):
-                socket.close()
+            for inlet in inlets:
+                inlet.close()
+            for outlet in outlets:
+                outlet.close()
             context.term()
             self._compute_pool.shutdown(wait=True, cancel_futures=True)
             self._score_pool.shutdown(wait=True, cancel_futures=True)
@@ -238,7 +247,7 @@ class Node:
                 slot = self._slots[edge]
                 slot.mark(bucket)
                 due_s, _ = slot.due(self.algorithm.pace_s, self.algorithm.resend_s)
-                if due_s < self._due_s[edge]:
+                if due_s < self._due_s[edge] - HASTE_S:
                     self._news[edge].set()
             case Ready():
                 self._ready.set()
@@ -283,10 +292,10 @@ class Node:
                 gradient, loss, samples = await self._loop.run_in_executor(self._compute_pool, work)
                 self._samples += samples
                 now = self._now()
-                if not (isfinite(loss) and all(bool(torch.isfinite(g).all()) for g in gradient)) and self.trouble < 0:
+                self._tell(GradientReady(now, gradient, samples, loss, action.rounds, now - began_s))
+                if self.trouble < 0 and self.algorithm.status().trouble == self.rank:
                     self.trouble = self.rank
                     self._watcher.say(f"{self._called(self.rank)}: the loss is {loss}: its gradient is left out")
-                self._tell(GradientReady(now, gradient, samples, loss, action.rounds, now - began_s))
 
     async def _receiving(self, inlet: Inlet) -> None:
         while True:
@@ -376,10 +385,10 @@ class Node:
         """Score a snapshot off the training path, if one is due and none is being scored."""
         if not self._started or self._scoring is not None:
             return
-        status = self.algorithm.status()
-        if status.rounds < self._next_evaluation or status.stopping:
+        rounds = self.algorithm.rounds
+        if rounds < self._next_evaluation or self._stopping.is_set():
             return
-        self._next_evaluation = status.rounds + self.plan.settings.evaluate_every
+        self._next_evaluation = rounds + self.plan.settings.evaluate_every
         self._score()
 
     def _score(self) -> Future[None] | None:
@@ -421,7 +430,7 @@ class Node:
                 self._watcher.fault(error)
             self._gone.set()
             return
-        if isfinite(point.loss if point.loss is not None else 0.0) and all(bool(torch.isfinite(t).all()) for t in model):
+        if isfinite(point.loss if point.loss is not None else 0.0) and all(is_finite(t) for t in model):
             self.good_model = model
         scores = {"accuracy": nan if point.accuracy is None else point.accuracy, "loss": point.loss or nan, **point.extra}
         self.worker.task.on_evaluate(scores)
@@ -471,6 +480,7 @@ class Node:
                 for name in ("dropped", "duplicated", "reordered")
             },
             "cpu_s": cpu_s,
+            "system_cpu_s": os.times().system,
             "communication_cpu_s": cpu_s - sum(self._thread_cpu_s.values()),
             "memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "pace_s": self.algorithm.pace_s,
@@ -481,7 +491,7 @@ class Node:
         model = self.algorithm.export()
         if model is None:
             return None
-        if self.trouble >= 0 or not all(bool(torch.isfinite(t).all()) for t in model):
+        if self.trouble >= 0 or not all(is_finite(t) for t in model):
             model = self.good_model
         return None if model is None else self.worker.state_dict(model)
 

@@ -50,6 +50,8 @@ from rfast_zmq.task import Worker
 from rfast_zmq.wire import Codec
 
 TICK_S = 0.25
+AFTER_ROOT_S = 60.0
+"""Below a node that stands still for ever nobody hears that the run has ended; so long they are followed."""
 PACE_POINTS_S = 0.5
 """Virtual seconds between two points of a node's pace."""
 
@@ -91,7 +93,7 @@ class _Node:
         buckets = len(self.worker.layout.buckets)
         self.slots = {edge: Slot(buckets) for edge in self.algorithm.out_edges}
         self.wake_s = dict.fromkeys(self.algorithm.out_edges, inf)
-        self.faults: dict[Edge, LinkFaults] = {
+        self.faults: dict[Edge, LinkFaults[Message]] = {
             e: plan.faults.link(e.graph, e.src, e.dst) for e in self.algorithm.in_edges
         }
         self.computing = self.gone = self.stopping = False
@@ -150,12 +152,12 @@ class Simulator:
                 for node in self.nodes:
                     node.worker.task.on_start()
                     self._tell(node, Started(0.0))
-                while self._heap and not all(node.gone for node in self.nodes):
+                gone_s = inf
+                while self._heap and not all(node.gone for node in self.nodes) and self.now <= gone_s + AFTER_ROOT_S:
                     self.now, _, act = heapq.heappop(self._heap)
                     act()
-                    if self.root.gone:
-                        self._heap = [e for e in self._heap if e[0] <= self.now + 60.0]
-                        heapq.heapify(self._heap)
+                    gone_s = min(gone_s, self.now) if self.root.gone else inf
+                self.now = min(self.now, gone_s)
                 self._finish()
         finally:
             torch.set_num_threads(threads)
@@ -170,7 +172,8 @@ class Simulator:
         """As :meth:`_at`, for something that ``node`` does itself: not while it stands still, nor once it is gone."""
 
         def guarded() -> None:
-            until = max((h.until_s for h in self._halts if h.rank == node.rank and h.at_s <= self.now < h.until_s), default=0)
+            halts = (h for h in self._halts if h.rank == node.rank and h.at_s <= self.now < h.until_s)
+            until = max((h.until_s for h in halts), default=0.0)
             if until == inf or node.gone:
                 return
             if until > self.now:
@@ -282,9 +285,9 @@ class Simulator:
     # -------------------------------------------------------------------------------------- what is noted
 
     def _evaluate(self) -> None:
-        status = self.root.algorithm.status()
-        if status.rounds < self._next_evaluation or self.root.stopping:
+        if self.root.algorithm.rounds < self._next_evaluation or self.root.stopping:
             return
+        status = self.root.algorithm.status()
         self._next_evaluation = status.rounds + self.plan.settings.evaluate_every
         point = self._score()
         target = self.plan.settings.target

@@ -173,7 +173,7 @@ class Task:
         Raises:
             UsageError: no such split, or fewer samples than nodes.
         """
-        shards = split(labels, self.settings.nodes, self.settings.split or DEFAULTS["split"], self.settings.seed)
+        shards = split(labels, self.settings.count, self.settings.split or DEFAULTS["split"], self.settings.seed)
         sizes = [len(s) for s in shards]
         even = max(sizes) - min(sizes) <= 1
         self._weight = 1.0 if even else sizes[self.rank] * len(sizes) / sum(sizes)

@@ -33,8 +33,7 @@ class Worker:
         settings: the run's, resolved.
         rank: this node.
         device: where the model lives; what goes in and out are CPU tensors all the same.
-        evaluates: False spares the second copy of the model on a node that will never be asked to
-            :meth:`evaluate` or for a :meth:`state_dict`.
+        evaluates: False spares the second copy of the model on a node that will never be asked to :meth:`evaluate`.
 
     Raises:
         TaskError: the task raised while it made the model or the data.
@@ -65,7 +64,7 @@ class Worker:
                 module = task.configure_model().to(self._device)
             module.train()
             self._flat = FlatModel(module, groups=task.parameter_group)
-            self._feed = make_feed(task.train_data(rank, settings.nodes), settings.seed, rank)
+            self._feed = make_feed(task.train_data(rank, settings.count), settings.seed, rank)
             self.weight = float(task.weight())
         if not (isfinite(self.weight) and self.weight > 0):
             raise UsageError(f"rank {rank}: the task's weight() is {self.weight}: must be a number above 0")
@@ -132,7 +131,12 @@ class Worker:
         return self._with_model(model, score)
 
     def state_dict(self, model: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The module's ``state_dict`` (fresh CPU tensors) with ``model`` in it, to be saved; from any thread."""
+        """The module's ``state_dict`` (fresh CPU tensors) with ``model`` in it, to be saved; from any thread, but on a
+        node that does not evaluate it is the training module that is written to: there, not during a gradient.
+        """
+        if self._scored is None:
+            self._flat.load(model, averages=True)
+            return self._flat.state_dict()
         return self._with_model(model, FlatModel.state_dict)
 
     def _with_model(self, model: Sequence[Tensor], then: Callable[[FlatModel], T]) -> T:

@@ -22,7 +22,8 @@ from rfast_zmq.errors import UsageError
 
 COPY_BELOW_BYTES = 64 * 1024
 """A shorter message is copied: cheaper than ZeroMQ's book-keeping for one that is not."""
-RECONNECT_MS, RECONNECT_MOST_MS = 50, 2000
+RECONNECT_MS = 100
+"""Between two tries to connect, without back-off: a child that already computes must not stay unheard for seconds."""
 BUFFER_LEAST_BYTES, BUFFER_MOST_BYTES = 64 * 1024, 1 << 20
 
 
@@ -90,7 +91,6 @@ class Outlet:
             (zmq.IMMEDIATE, 1),
             (zmq.SNDBUF, _buffer_bytes(frame_bytes)),
             (zmq.RECONNECT_IVL, RECONNECT_MS),
-            (zmq.RECONNECT_IVL_MAX, RECONNECT_MOST_MS),
         ):
             self._socket.setsockopt(option, value)
         self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
@@ -109,8 +109,8 @@ class Outlet:
 
     async def writable(self) -> None:
         """Wait until the socket takes a message."""
-        while not self._socket.getsockopt(zmq.EVENTS) & zmq.POLLOUT:  # type: ignore[operator]
-            await self._socket.poll(flags=zmq.POLLOUT)
+        while not cast(int, self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLOUT:
+            await self._socket.poll(flags=zmq.POLLOUT)  # type: ignore[call-arg]
 
     async def send(self, frames: Sequence[bytes | memoryview]) -> None:
         """Hand a message to the socket; the frames must never be written to afterwards."""

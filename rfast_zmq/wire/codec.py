@@ -46,6 +46,7 @@ from torch import Tensor
 
 from rfast_zmq.core.events import Edge, Graph, Message, Number, Stamp
 from rfast_zmq.errors import Refused, UsageError
+from rfast_zmq.task.flat import BUCKET_BYTES
 from rfast_zmq.wire.memory import bytes_of, tensor_of
 
 VERSION = 1
@@ -141,7 +142,6 @@ class Codec:
         self._dtype = dtype
         self._dtype_name, self._dtype_numpy = _DTYPES[dtype]
         self._bucket_bytes = tuple(size * self._dtype_numpy.itemsize for size in sizes)
-        self._payload_bytes = frozenset(self._bucket_bytes)
         self._in_edges = {tuple(edge): edge for edge in in_edges}
         self._numbers = {graph: dict(declared) for graph, declared in numbers.items()}
         undeclared = {edge.graph for edge in self._in_edges.values()} - self._numbers.keys()
@@ -153,8 +153,10 @@ class Codec:
 
     @property
     def max_frame_bytes(self) -> int:
-        """The longest frame of a message of this run, in bytes: what the socket's MAXMSGSIZE should be."""
-        return max(MAX_HEADER_BYTES, *self._bucket_bytes)
+        """The longest frame that is let in, in bytes: what the socket's MAXMSGSIZE should be. At least a bucket of any
+        model, so that a peer that trains another one is told apart (``layout``) from one that is merely broken.
+        """
+        return max(MAX_HEADER_BYTES, BUCKET_BYTES, *self._bucket_bytes)
 
     # -------------------------------------------------------------------------------------------- writing
 
@@ -245,7 +247,7 @@ class Codec:
     def _check_lengths(self, header: memoryview, payload: memoryview) -> None:
         if not 1 + _BIN_32.size < len(header) <= MAX_HEADER_BYTES:
             raise Refused("size", f"a header frame of {len(header)} bytes")
-        if len(payload) not in self._payload_bytes:
+        if len(payload) > self.max_frame_bytes:
             raise Refused("size", f"a payload frame of {len(payload)} bytes")
         code, length = _BIN_32.unpack_from(header, len(header) - _BIN_32.size)
         if header[:1] != _ARRAY_OF_2 or code != _BIN_32_CODE:

@@ -1,0 +1,79 @@
+"""``rfast simulate``: the same run in virtual time."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, TextIO
+
+import torch
+from cyclopts import Parameter
+from torch import Tensor
+
+from rfast_zmq.cli.flags import Flags, Output, make_plan
+from rfast_zmq.cli.outcome import Outcome, finish, open_folder
+from rfast_zmq.cli.progress import Progress
+from rfast_zmq.errors import UsageError
+from rfast_zmq.launch import Run
+from rfast_zmq.results import Point
+from rfast_zmq.simulate import Simulator
+
+COMPUTE = "constant:0.1"
+
+
+def simulate(
+    task: str,
+    /,
+    *,
+    latency: float = 0.0,
+    trace: Path | None = None,
+    flags: Annotated[Flags | None, Parameter(name="*")] = None,
+    output: Annotated[Output | None, Parameter(name="*")] = None,
+    **task_options: str,
+) -> int:
+    """The same run in virtual time: one process, no clock. The same seed gives the same bytes of trace and result.
+
+    Parameters
+    ----------
+    task
+        FILE.py with the task, or FILE.py:Class.
+    latency
+        Virtual seconds that a message is under way.
+    trace
+        Write every event into this file, one JSON object a line.
+    task_options
+        The task's own options, such as --model logreg.
+    """
+    flags, output = flags or Flags(), output or Output()
+    if flags.compute is None:
+        flags = replace(flags, compute=COMPUTE)
+    plan = make_plan(task, flags, task_options)
+    folder = open_folder(output.out)
+    with ExitStack() as stack:
+        file = None if trace is None else stack.enter_context(_writable(trace))
+        progress = stack.enter_context(Progress(plan, json=output.json, folder=folder, virtual=True))
+        simulator = Simulator(plan, latency_s=latency, trace=file, progress=lambda point: seen(point))
+        good: tuple[Tensor, ...] | None = None
+
+        def seen(point: Point) -> None:
+            nonlocal good
+            model = simulator.root.algorithm.export()
+            if model is not None and all(bool(torch.isfinite(bucket).all()) for bucket in model):
+                good = model
+            progress.follow(simulator, point)
+
+        progress.started([])
+        done = simulator.run()
+        progress.say_all(done.said)
+    state = None if good is None else simulator.root.worker.state_dict(good)
+    run = Run(done.result, done.points, done.node_points, state, done.said)
+    return finish(Outcome(plan, run), folder, json=output.json)
+
+
+def _writable(path: Path) -> TextIO:
+    try:
+        return sys.stdout if str(path) == "-" else path.open("w", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--trace {path}: cannot be written: {error.strerror}") from None

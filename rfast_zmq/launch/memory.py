@@ -1,0 +1,29 @@
+"""One setting of the C library's allocator that a node's process wants."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+KEEP_BYTES = 256 << 20
+MMAP_FROM_BYTES = 32 << 20  # the most that glibc accepts
+
+
+def keep_freed_memory() -> bool:
+    """Let the process reuse the pages of freed buckets instead of giving them back to the system.
+
+    Every message and every relayed model is a fresh buffer of up to 1 MB. glibc would map and unmap each, and the page
+    faults cost more than the arithmetic: without this a send of 0.4 MB took about a third more CPU. What is kept is
+    bounded by what was in use at once. Does nothing where the C library is not glibc.
+
+    Returns:
+        Whether it took effect.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    return bool(mallopt(M_MMAP_THRESHOLD, MMAP_FROM_BYTES)) and bool(mallopt(M_TRIM_THRESHOLD, KEEP_BYTES))

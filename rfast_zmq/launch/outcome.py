@@ -1,0 +1,91 @@
+"""What a run gave, and who watches it: the same for a run on this machine and for one node of a run over many."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from rfast_zmq.assembly import Plan
+from rfast_zmq.results import NodePoint, Point, Result
+
+
+@dataclass
+class Run:
+    """What a run gave.
+
+    Attributes:
+        result: as ``--json`` prints it.
+        points: the root's evaluations, oldest first.
+        node_points: each node's pace over time.
+        model: the module's ``state_dict`` at the end; None if there is none.
+        said: what the nodes said, as (seconds since the start, line).
+    """
+
+    result: Result
+    points: list[Point] = field(default_factory=list)
+    node_points: list[NodePoint] = field(default_factory=list)
+    model: dict[str, Tensor] | None = None
+    said: list[tuple[float, str]] = field(default_factory=list)
+
+    def heard(self, report: Mapping[str, Any]) -> None:
+        """Note a node's report."""
+        self.node_points.append(
+            NodePoint(
+                time_s=report["time_s"],
+                rank=report["rank"],
+                samples=report["own_samples"],
+                pace=report["samples_per_s"],
+            )
+        )
+
+    def settle(self, plan: Plan, standings: Mapping[int, Mapping[str, Any]], seen_from: int) -> None:
+        """Fill the result from the nodes' last standings.
+
+        Args:
+            plan: the run.
+            standings: rank to what :meth:`rfast_zmq.node.Node.standing` gave last, of the nodes that are known.
+            seen_from: the node whose view of the whole counts: the root, where it is known.
+        """
+        result, seen = self.result, standings.get(seen_from, {})
+        result.settle(self.points, plan.settings.target)
+        result.samples, result.rounds = seen.get("samples", 0), seen.get("rounds", 0.0)
+        result.wall_s = seen.get("wall_s", seen.get("time_s", 0.0))
+        result.set_aside = list(seen.get("set_aside", []))
+        result.trouble = seen["trouble"] if seen.get("trouble", -1) >= 0 else None
+        if seen.get("slowest_rank", -1) >= 0:
+            result.slowest_node = {"rank": seen["slowest_rank"], "pace": seen["slowest_pace"]}
+        result.cpu_s = sum(s.get("cpu_s", 0.0) for s in standings.values())
+        result.communication_cpu_s = sum(s.get("communication_cpu_s", 0.0) for s in standings.values())
+        for rank, s in standings.items():
+            result.bytes_sent += s.get("bytes_sent", 0)
+            result.messages_sent += s.get("messages_sent", 0)
+            result.messages_received += s.get("accepted", 0) + s.get("stale", 0)
+            result.messages_stale += s.get("stale", 0)
+            _add(result.messages_refused, s.get("refused", {}))
+            _add(result.faults, s.get("faults", {}))
+            own = {name: s.get(name, 0) for name in ("gradients", "pace", "cpu_s", "memory_bytes")}
+            result.per_node.append({"rank": rank, "samples": s.get("own_samples", 0), **own})
+
+
+class Observer:
+    """Told what happens in a run; override what you want to see."""
+
+    def started(self, pids: list[int]) -> None:
+        """The gate opened; ``pids`` by rank (of one node of many: its own alone)."""
+
+    def report(self, report: Mapping[str, Any]) -> None:
+        """A node's standing (:meth:`rfast_zmq.node.Node.standing`), every half second of each."""
+
+    def point(self, point: Point) -> None:
+        """The root evaluated."""
+
+    def say(self, line: str) -> None:
+        """A line for a person."""
+
+
+def _add(into: dict[str, int], more: Mapping[str, int]) -> None:
+    for name, times in more.items():
+        into[name] = into.get(name, 0) + times

@@ -1,0 +1,115 @@
+"""The latest-wins slot: longest-unsent first, never faster than the pace, bounded whatever a peer does."""
+
+from __future__ import annotations
+
+from math import inf
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rfast_zmq.core.slots import Slot
+
+
+def test_nothing_marked_nothing_to_say() -> None:
+    assert Slot(3).due(0.0, inf) == (inf, -1)
+    assert Slot(3).due(0.0, 0.1) == (inf, -1), "what never spoke has no newest to repeat"
+
+
+def test_the_first_word_of_a_bucket_waits_for_no_pace() -> None:
+    slot = Slot(2)
+    slot.mark(1)
+    assert slot.due(9.0, inf) == (-inf, 1)
+
+
+def test_a_mark_is_a_mark_however_often() -> None:
+    slot = Slot(1)
+    for _ in range(1000):
+        slot.mark(0)
+    slot.spoke(0, 5.0)
+    assert slot.due(1.0, inf) == (inf, -1)
+
+
+def test_the_pace_is_kept_per_bucket() -> None:
+    slot = Slot(2)
+    slot.mark(0)
+    slot.spoke(0, 10.0)
+    slot.mark(0)
+    assert slot.due(3.0, inf) == (13.0, 0)
+    slot.mark(1)
+    assert slot.due(3.0, inf) == (-inf, 1)
+
+
+def test_an_idle_bucket_says_its_newest_again_after_resend_seconds() -> None:
+    slot = Slot(1)
+    slot.mark(0)
+    slot.spoke(0, 10.0)
+    assert slot.due(1.0, 4.0) == (14.0, 0)
+    assert slot.due(5.0, 4.0) == (15.0, 0), "never below the pace"
+    assert slot.due(1.0, inf) == (inf, -1)
+    slot.mark(0)
+    assert slot.due(1.0, 4.0) == (11.0, 0), "news does not wait for the resend"
+
+
+def test_memory_is_a_mark_a_bucket() -> None:
+    slot = Slot(4)
+    assert not hasattr(slot, "__dict__")
+    for now in range(500):
+        slot.mark(now % 4)
+        if now % 7 == 0:
+            slot.spoke(now % 4, float(now))
+    assert [len(getattr(slot, name)) for name in slot.__slots__] == [4, 4, 4]
+
+
+@given(
+    buckets=st.integers(1, 5),
+    pace=st.floats(0, 3),
+    resend=st.one_of(st.floats(0, 9), st.just(inf)),
+    marks=st.lists(st.tuples(st.integers(0, 4), st.floats(0, 2)), max_size=60),
+)
+def test_a_driver_that_obeys_keeps_the_pace_and_leaves_no_bucket_behind(
+    buckets: int, pace: float, resend: float, marks: list[tuple[int, float]]
+) -> None:
+    """Model: after each mark time passes, and whatever is due is said; a bucket's words are at least `pace` apart, and
+    of those that have news the one that has waited longest comes first."""
+    slot, now = Slot(buckets), 0.0
+    said: dict[int, float] = {}
+    dirty: set[int] = set()
+    for bucket, wait in marks:
+        bucket %= buckets
+        slot.mark(bucket)
+        dirty.add(bucket)
+        end = now + wait
+        for _ in range(200):
+            at, due = slot.due(pace, resend)
+            if at > end:
+                break
+            now = max(now, at)
+            assert due in dirty or due in said
+            if due in said:
+                assert now >= said[due] + pace
+            if due in dirty:
+                assert all(said.get(due, -inf) <= said.get(other, -inf) for other in dirty)
+            else:
+                assert now >= said[due] + resend
+            slot.spoke(due, now)
+            said[due] = now
+            dirty.discard(due)
+            if max(pace, resend) == 0.0:
+                break  # else it would repeat itself without end in no time
+        now = end
+    at, _ = slot.due(pace, resend)
+    assert (at < inf) == (bool(dirty) or (bool(said) and resend < inf))
+
+
+@pytest.mark.parametrize("buckets", [2, 7])
+def test_under_a_line_that_is_too_slow_every_bucket_is_refreshed_evenly(buckets: int) -> None:
+    slot = Slot(buckets)
+    order = []
+    for now in range(3 * buckets):
+        for bucket in range(buckets):
+            slot.mark(bucket)
+        _, bucket = slot.due(0.0, inf)
+        order.append(bucket)
+        slot.spoke(bucket, float(now))
+    assert order == list(range(buckets)) * 3

@@ -1,0 +1,98 @@
+"""Tasks for the loopback tests: small, and one for each thing that can go wrong."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from rfast_zmq.task import Task
+
+
+class Line(Task):
+    """Least squares with its optimum known: y = w·x, the same w on every node, other x."""
+
+    defaults = {"lr": 0.05, "optimizer": "sgd", "global_batch": 32, "samples": 4000}
+
+    def configure_model(self) -> nn.Module:
+        return nn.Linear(8, 1, bias=False)
+
+    def train_data(self, rank: int, nodes: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(rank)
+        x = torch.randn(256, 8, generator=generator)
+        return x, x @ torch.arange(1.0, 9.0)[:, None]
+
+    def training_step(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        x, y = batch
+        return (model(x) - y).square().mean()
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        error = (next(model.parameters()).detach()[0] - torch.arange(1.0, 9.0)).abs().max().item()
+        return {"loss": error**2, "error": error, "accuracy": 1.0 / (1.0 + error)}
+
+
+class Wide(Line):
+    """The same with three megabytes of model, so that it travels in several buckets."""
+
+    def configure_model(self) -> nn.Module:
+        return nn.Sequential(nn.Linear(8, 1, bias=False), Unused(800_000))
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        return super().evaluate(model[0])  # type: ignore[index]
+
+    def training_step(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        x, y = batch
+        pull = model[1].weight.square().mean() * 400_000  # type: ignore[index, operator, union-attr]
+        return (model[0](x) - y).square().mean() + pull  # type: ignore[index, operator]
+
+
+class Unused(nn.Module):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class RaisesAtTwo(Line):
+    def training_step(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        if self.rank == 2:
+            raise ValueError("no such column: price")
+        return super().training_step(model, batch)
+
+
+class Differs(Line):
+    def configure_model(self) -> nn.Module:
+        return nn.Linear(8, 1, bias=self.rank == 1)
+
+
+class TurnsNan(Line):
+    """Rank 1's loss is not a number from its hundredth gradient on."""
+
+    steps = 0
+
+    def training_step(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        self.steps += 1
+        loss = super().training_step(model, batch)
+        return loss * float("nan") if self.rank == 1 and self.steps > 100 else loss
+
+
+class Hooks(Line):
+    """Counts its hooks into the model's file name space: the test reads what the root said."""
+
+    def on_start(self) -> None:
+        self.seen = ["start"]
+
+    def on_report(self, status: object) -> None:
+        self.seen.append("report")
+
+    def on_evaluate(self, metrics: dict[str, float]) -> None:
+        self.seen.append("evaluate")
+
+    def on_stop(self) -> None:
+        if self.rank == 0:
+            assert self.seen[0] == "start"
+            assert {"report", "evaluate"} <= set(self.seen)
+            self.option("path") and open(self.option("path"), "w").write(" ".join(self.seen))
+
+    options = {"path": ""}
