@@ -1,7 +1,8 @@
 """``rfast``: Algorithm 1 (R-FAST) as published, on any pair of graphs that share a root.
 
 State of node i, per bucket: model x, tracker z, last gradient g, one running sum ρ_ji per out-edge of A, one buffer
-ρ̃_ij per in-edge of A, the newest model v_j heard per in-edge of W and the newest ρ_ij heard per in-edge of A. One step::
+ρ̃_ij per in-edge of A, the newest model v_j heard per in-edge of W and the newest ρ_ij heard per in-edge of A. One
+step::
 
     S1  v_i  ← x_i − γ z_i                                                local descent
     S2  x_i⁺ ← w_ii v_i + Σ_{j∈In_W} w_ij v_j                             consensus pull

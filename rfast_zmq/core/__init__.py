@@ -34,7 +34,7 @@ v_i;  v_j heard       ``v``; ``heard_v``                the same; v_i is what go
 w_ii, w_ij            ``w_self``, ``w``                 the same; from :class:`~rfast_zmq.topology.Topology`
 a_ii, a_ji            ``a_self``, ``a``                 the same
 γ                     ``lr`` · ``lr_schedule(rounds)``  :class:`~rfast_zmq.core.interface.NodeConfig`
-S1, S2;  S3, S5       ``pull``; ``track``               methods of ``_Bucket``, run by ``ModelWanted``, ``GradientReady``
+S1, S2;  S3, S5       ``pull``; ``track``               methods of ``_Bucket``; by ``ModelWanted``, ``GradientReady``
 S4                    ``_payload``                      run by ``LinkReady``: the message is made when the link takes it
 stamp                 ``Stamp(incarnation, counter)``   :mod:`rfast_zmq.core.events`
 B, μ                  ``global_batch``, ``samples``     samples of a round; of one gradient
@@ -61,30 +61,32 @@ first packets are newer than all it sent before.
 
 The determinism contract
 ------------------------
-A node is a state machine: ``handle(event) -> actions``. It reads no clock (every event carries ``now``), draws no random
-number, does no I/O, iterates over nothing unordered, and raises on nothing that a peer sent and the codec let through.
-The same events give the same bits, in any process. A tensor that was handed over, in or out, is never written to again:
-the core makes new ones, so a driver may keep, share or send them without a copy. A vector is cut in buckets of about
-1 MB; R-FAST is elementwise, so each bucket is an instance of its own, and a lost message costs only its coordinates.
+A node is a state machine: ``handle(event) -> actions``. It reads no clock (every event carries ``now``), draws no
+random number, does no I/O, iterates over nothing unordered, and raises on nothing that a peer sent and the codec let
+through. The same events give the same bits, in any process. A tensor that was handed over, in or out, is never written
+to again: the core makes new ones, so a driver may keep, share or send them without a copy. A vector is cut in buckets
+of about 1 MB; R-FAST is elementwise, so each bucket is an instance of its own, and a lost message costs only its
+coordinates.
 
 What ``rfast-tree``, the default, changes, and why
 --------------------------------------------------
 With every self-weight but the root's at 0, Algorithm 1 on a pair of spanning trees becomes: each node tells its parent
 the sum of the newest gradients of its subtree, the root descends along the total, the model flows down. ρ is then a
-subtree's sum and not a growing total, and a child that dies or joins leaves or enters it exactly. Whatever rides in that
-sum arrives at the root as the exact mean over nodes, proof against loss: weights, versions, BatchNorm's averages. (The
-figures were measured in virtual time: 8 nodes, an MLP on MNIST, NAdam, unless something else is said.)
+subtree's sum and not a growing total, and a child that dies or joins leaves or enters it exactly. Whatever rides in
+that sum arrives at the root as the exact mean over nodes, proof against loss: weights, versions, BatchNorm's averages.
+(The figures were measured in virtual time: 8 nodes, an MLP on MNIST, NAdam, unless something else is said.)
 
 1. **Trees inside any graph**, breadth-first from the lowest common root. Where many roots descend at their own speeds a
    step has no well-defined size (.55 to .73 of the formula's), and relaying on cycles destroys it (.07 on a ring). With
    the pair of trees a ring converges at rates where Algorithm 1 as published diverges.
 2. **Relay at network speed**: a newer model or record is taken up and passed on at once, never on a dropped packet. The
    largest stable step on quadratics no longer falls with depth: .57 for 7, 15, 31 and 63 nodes, against .28 to .10.
-3. **Step by progress**: the root steps on arrivals, by f = (samples newly counted)/B rounds. So lr, momentum, decay and
-   schedules mean what they mean on one machine with batch B, and a straggling root costs nothing (305 → 51–55).
-4. **Look ahead by the measured staleness**: each gradient tells the P of its model, so the root knows the mean staleness
-   τ exactly, and hands out an iterate that leads the plain one by L = τ rounds (β + τ for Nesterov and NAdam), at most
-   4. As good as the best hand-tuned L in every case tried, with nothing to tune.
+3. **Step by progress**: the root steps on arrivals, by f = (samples newly counted)/B rounds, at most 1. So lr,
+   momentum, decay and schedules mean what they mean on one machine with batch B, and a straggling root costs nothing
+   (time 51–55 wherever the straggler sits; 305 with a root that steps at its own pace).
+4. **Look ahead by the measured staleness**: each gradient tells the P of its model, so the root knows the mean
+   staleness τ exactly, and hands out an iterate that leads the plain one by L = τ rounds (β + τ for Nesterov and
+   NAdam), at most 4. As good as the best hand-tuned L in every case tried, with nothing to tune.
 5. **Small reports**: after μ samples, well below a node's share of a round, while lr and momentum stay in units of B.
    Staleness is about one and a half reporting intervals. Even speeds, label split: b → 147, b/2 → 90, b/4 → 72 gradient
    times to the target; a slow node may take a smaller μ than others.
@@ -93,21 +95,21 @@ figures were measured in virtual time: 8 nodes, an MLP on MNIST, NAdam, unless s
 7. **Pace**: an edge speaks about eight times a round, as the root measures a round, and says nothing twice in between.
    An edge that speaks once per half reporting interval loses nothing and says half as much.
 8. **No sample lost on a slow line**: a report is the mean of the gradients since the last one left, and an inner node
-   takes the mean of what each child said since its own last report. Up to 1.7 times faster where lines are busy; nothing
-   changes where they are free.
+   takes the mean of what each child said since its own last report. Up to 1.7 times faster where lines are busy;
+   nothing changes where they are free.
 9. **Idle resend**: an edge with no news says its newest again. At 60 % loss: 107 → 22.
 
-A child whose count has not moved for K = 10 rounds is set aside until it moves: otherwise its stale gradient drives τ and
-L up, and the run ends at the wrong point or diverges. (In phase, the tenth change, is not built yet.)
+A child whose count has not moved for K = 10 rounds is set aside until it moves: otherwise its stale gradient drives τ
+and L up, and the run ends at the wrong point or diverges. (In phase, the tenth change, is not built yet.)
 
 How it is driven
 ----------------
 Two drivers, the simulator and the node, do nothing but this; a gradient's walk goes through each line once:
 
-- ``Started`` once; then ``Ready`` says that there is a model, ``ModelWanted`` asks, ``RunGradient`` answers with it, and
-  ``GradientReady`` brings the gradient. One gradient at a time.
-- ``Send(edge, bucket)`` marks the edge's :class:`~rfast_zmq.core.slots.Slot`: news. When the slot is due and the link is
-  free, ``LinkReady`` asks, and ``Transmit`` answers with the message, made from the state of that moment (or with
+- ``Started`` once; then ``Ready`` says that there is a model, ``ModelWanted`` asks, ``RunGradient`` answers with it,
+  and ``GradientReady`` brings the gradient. One gradient at a time.
+- ``Send(edge, bucket)`` marks the edge's :class:`~rfast_zmq.core.slots.Slot`: news. When the slot is due and the link
+  is free, ``LinkReady`` asks, and ``Transmit`` answers with the message, made from the state of that moment (or with
   nothing). Codec, wire, codec; then ``Received`` at the other end.
 - ``StopWanted`` at the root, or enough samples, begin the end; ``Stopping``: compute no more; then ``Tick`` now and
   then, and ``PeerLeft`` when a peer closes its connection; ``Leave``: go. See :mod:`rfast_zmq.core.control`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -100,6 +101,7 @@ def node_process(orders: Orders, pipe: Connection) -> None:
             incarnation=1,
             watcher=watcher,
         )
+        gc.freeze()
         run_loop(_with_launcher(node, pipe))
         record = {k: torch.as_tensor(v, dtype=None) for k, v in node.algorithm.last_record().items()}
         save_file({k: v.clone() for k, v in record.items()}, orders.folder / f"record-{orders.rank}.safetensors")

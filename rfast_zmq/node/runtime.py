@@ -22,7 +22,7 @@ from math import inf, isfinite, nan
 from typing import Any, Protocol
 
 import torch
-import zmq.asyncio
+import zmq
 from torch import Tensor
 
 from rfast_zmq.algorithms import Algorithm
@@ -104,6 +104,7 @@ class Node:
         buckets = len(self.worker.layout.buckets)
         self._slots = {edge: Slot(buckets) for edge in self.algorithm.out_edges}
         self._due_s = dict.fromkeys(self.algorithm.out_edges, inf)
+        self._timers: dict[Edge, asyncio.TimerHandle] = {}
         self._faults = {e: plan.faults.link(e.graph, e.src, e.dst) for e in self.algorithm.in_edges}
         self._compute_pool = ThreadPoolExecutor(1, f"gradient-{rank}")
         self._score_pool = ThreadPoolExecutor(1, f"evaluate-{rank}")
@@ -139,7 +140,7 @@ class Node:
         self._t0 = self._loop.time()
         self._ready, self._gone, self._stopping = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._news = {edge: asyncio.Event() for edge in self.algorithm.out_edges}
-        context = zmq.asyncio.Context(io_threads=1)
+        context: zmq.Context[Any] = zmq.Context(io_threads=1)
         inlets: list[Inlet] = []
         outlets: list[Outlet] = []
         tasks: list[asyncio.Task[None]] = []
@@ -165,6 +166,8 @@ class Node:
             await self._last_words()
         finally:
             self._halt.set()
+            for timer in self._timers.values():
+                timer.cancel()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -187,14 +190,14 @@ class Node:
         """Go now, without waiting for anybody. From the loop's thread."""
         self._gone.set()
 
-    def _open(self, context: zmq.asyncio.Context, inlets: list[Inlet], outlets: list[Outlet]) -> None:
+    def _open(self, context: zmq.Context[Any], inlets: list[Inlet], outlets: list[Outlet]) -> None:
         layout = self.worker.layout
         payload_bytes = max(layout.sizes) * layout.dtype.itemsize
         for graph, what in (("W", "pull"), ("A", "push")):
             if any(edge.graph == graph for edge in self.algorithm.in_edges):
                 address = self._addresses.bound("W" if graph == "W" else "A", self.rank)
                 where = f"node {self.name}, {what} endpoint"
-                inlets.append(Inlet(context, address, self.codec.max_frame_bytes, where))
+                inlets.append(Inlet(context, address, self.codec.max_frame_bytes, payload_bytes, where))
         for edge in self.algorithm.out_edges:
             outlets.append(Outlet(context, edge, self._addresses.target(edge), payload_bytes))
 
@@ -248,7 +251,7 @@ class Node:
                 slot.mark(bucket)
                 due_s, _ = slot.due(self.algorithm.pace_s, self.algorithm.resend_s)
                 if due_s < self._due_s[edge] - HASTE_S:
-                    self._news[edge].set()
+                    self._arm(edge, due_s)
             case Ready():
                 self._ready.set()
             case SetAside(rank):
@@ -262,6 +265,17 @@ class Node:
                 self._gone.set()
             case _:
                 raise AssertionError(f"{action} is answered where it was asked for")
+
+    def _arm(self, edge: Edge, due_s: float) -> None:
+        """See that the edge's coroutine wakes when the edge may speak."""
+        if (timer := self._timers.pop(edge, None)) is not None:
+            timer.cancel()
+        self._due_s[edge] = due_s
+        wait_s = due_s - self._now()
+        if wait_s <= 0:
+            self._news[edge].set()
+        elif wait_s < inf:
+            self._timers[edge] = self._loop.call_later(wait_s, self._news[edge].set)
 
     def _called(self, rank: int) -> str:
         name = self.plan.topology.names[rank]
@@ -326,13 +340,9 @@ class Node:
         while True:
             news.clear()
             due_s, _ = slot.due(algorithm.pace_s, algorithm.resend_s)
-            wait_s = due_s - self._now()
-            if wait_s > 0:
-                self._due_s[edge] = due_s
-                timer = self._loop.call_later(wait_s, news.set) if wait_s < inf else None
+            if due_s > self._now():
+                self._arm(edge, due_s)
                 await news.wait()
-                if timer is not None:
-                    timer.cancel()
                 continue
             self._due_s[edge] = -inf
             await outlet.writable()
@@ -344,9 +354,11 @@ class Node:
             for action in algorithm.handle(LinkReady(now, edge, bucket)):
                 if isinstance(action, Transmit):
                     frames = self.codec.encode(action.message)
-                    self.bytes_sent += sum(memoryview(frame).nbytes for frame in frames)
-                    self.messages_sent += 1
-                    await outlet.send(frames)
+                    if outlet.send(frames):
+                        self.bytes_sent += sum(len(frame) for frame in frames)
+                        self.messages_sent += 1
+                    else:
+                        slot.mark(bucket)
                 else:
                     self._do(action)
 
