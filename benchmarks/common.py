@@ -26,7 +26,9 @@ DIGITS, MNIST = str(ROOT / "nodes" / "digits.py"), str(ROOT / "nodes" / "mnist.p
 def arguments(about: str | None, seeds: int, *, data: bool = True) -> argparse.ArgumentParser:
     """The flags that every benchmark has."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=seeds, help=f"paired seeds, from --first-seed on (default {seeds})")
+    parser.add_argument(
+        "--seeds", type=int, default=seeds, help=f"paired seeds, from --first-seed on (default {seeds})"
+    )
     parser.add_argument("--first-seed", type=int, default=0)
     if data:
         parser.add_argument("--data", required=True, help="MNIST: a .npz with x uint8 (N, 28, 28) and y (N,)")
@@ -50,7 +52,14 @@ def real(task: str, **settings: Any) -> Run:
 def one_machine(task: str, **settings: Any) -> Simulation:
     """One machine alone: every step a whole batch B, all the data, the same optimiser, lr, batch and schedule."""
     batch = Plan.make(task, Settings(**settings)).settings.global_batch
-    alone = {"nodes": 1, "topology": "line", "split": "iid", "report_batch": batch, "straggler": (), "algorithm": "rfast-tree"}
+    alone = {
+        "nodes": 1,
+        "topology": "line",
+        "split": "iid",
+        "report_batch": batch,
+        "straggler": (),
+        "algorithm": "rfast-tree",
+    }
     alone |= {"drop": 0.0, "duplicate": 0.0, "reorder": 0.0, "compute": "constant:0.1"}
     return simulated(task, **{**settings, **alone})
 

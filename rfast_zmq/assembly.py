@@ -56,9 +56,7 @@ class Plan:
         check_split(settings.split)
         algorithm(settings.algorithm, settings.optimizer)
         speeds = Speeds.parse(settings.compute, settings.straggler, topology.nodes, settings.seed)
-        faults = Faults(
-            drop=settings.drop, duplicate=settings.duplicate, reorder=settings.reorder, seed=settings.seed
-        )
+        faults = Faults(drop=settings.drop, duplicate=settings.duplicate, reorder=settings.reorder, seed=settings.seed)
         if settings.data is not None and not Path(settings.data).is_file():
             raise UsageError(f"--data {settings.data}: no such file; give the path of the task's data file")
         return cls(chosen, source, settings, topology, speeds, faults)

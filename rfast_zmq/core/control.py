@@ -13,9 +13,9 @@ Closing, in three phases, proof against any loss because idle edges repeat thems
    of its children in the pull tree has left (its connection is closed), so the root goes last.
 
 A child that was set aside, or whose connection is gone, is not waited for; nor one that has been silent for
-``patience_s`` while the run closes (ten rounds of the run as it was measured, and at least ten seconds, for a lossy line
-may need some to get a word through). A node that hears no more of its parent meanwhile goes as well. None of this plays
-a part before the stop.
+``patience_s`` while the run closes (ten rounds of the run as it was measured, and at least ten seconds, for a lossy
+line may need some to get a word through). A node that hears no more of its parent meanwhile goes as well. None of this
+plays a part before the stop.
 """
 
 from __future__ import annotations

@@ -107,7 +107,9 @@ class _Loopback:
         for rank in range(nodes):
             ours, theirs = context.Pipe()
             orders = Orders(self.plan.source, self.plan.settings, rank, addresses, run_id, folder)
-            process = context.Process(target=node_process, args=(orders, theirs), name=f"rfast node {rank}", daemon=True)  # type: ignore[attr-defined]
+            process = context.Process(  # type: ignore[attr-defined]
+                target=node_process, args=(orders, theirs), name=f"rfast node {rank}", daemon=True
+            )
             process.start()
             theirs.close()
             self.children.append(_Child(process, ours))

@@ -38,8 +38,8 @@ def run_node(
         rank: which node of it.
         observer: told what happens here.
         insecure: listen on an address that other machines reach, though there are no keys.
-        run_id: tells runs over the same addresses apart; every node must be given the same. None: made from the topology
-            and the algorithm.
+        run_id: tells runs over the same addresses apart; every node must be given the same. None: made from the
+            topology and the algorithm.
 
     Raises:
         UsageError: a rank out of range, no endpoints, an address in use or not allowed, a parent that trains another

@@ -1,11 +1,12 @@
 """A real node: one asyncio loop that feeds the core with events and carries out its actions.
 
-A gradient's walk: the compute coroutine hands a model to a worker thread and gets a gradient back → ``handle(GradientReady)``
-→ ``Send`` marks the slot of an edge → the edge's coroutine, when the pace allows and the socket takes it, asks the core for
-the message (``handle(LinkReady)``) → codec → PUSH … PULL → codec → ``handle(Received)`` → the next model.
+A gradient's walk: the compute coroutine hands a model to a worker thread and gets a gradient back →
+``handle(GradientReady)`` → ``Send`` marks the slot of an edge → the edge's coroutine, when the pace allows and the
+socket takes it, asks the core for the message (``handle(LinkReady)``) → codec → PUSH … PULL → codec →
+``handle(Received)`` → the next model.
 
-No coroutine waits for another node, and there is no timeout in the data path: a coroutine waits for its own thread, its own
-socket, or its own clock (pace, idle resend, emulated compute).
+No coroutine waits for another node, and there is no timeout in the data path: a coroutine waits for its own thread, its
+own socket, or its own clock (pace, idle resend, emulated compute).
 """
 
 from __future__ import annotations
@@ -15,11 +16,10 @@ import os
 import resource
 import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
-from math import inf, isfinite, nan
-from typing import Any, Protocol
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from math import inf
+from typing import Any
 
 import torch
 import zmq
@@ -51,6 +51,8 @@ from rfast_zmq.core.events import (
 from rfast_zmq.core.finite import is_finite
 from rfast_zmq.core.slots import Slot
 from rfast_zmq.errors import Refused, UsageError
+from rfast_zmq.node.scoring import Scorer
+from rfast_zmq.node.watcher import Watcher
 from rfast_zmq.results import Point
 from rfast_zmq.task import Worker
 from rfast_zmq.transport import Addresses, Inlet, Outlet
@@ -59,25 +61,6 @@ REPORT_S = 0.5
 """Seconds between two reports of a node to whoever watches it."""
 HASTE_S = 1e-3
 """A link that sleeps until it may speak is not woken to speak by less than this earlier."""
-
-
-class Watcher(Protocol):
-    """Whoever watches a node: the launcher's end of a pipe, or the terminal."""
-
-    def ready(self, layout: str) -> None:
-        """Imported, connected, first batch loaded."""
-
-    def report(self, report: Mapping[str, Any]) -> None:
-        """How the node stands, every half second."""
-
-    def point(self, point: Point) -> None:
-        """The root evaluated."""
-
-    def say(self, line: str) -> None:
-        """Something a person should read."""
-
-    def fault(self, error: BaseException) -> None:
-        """Something went wrong in a coroutine; the node ends."""
 
 
 class Node:
@@ -107,8 +90,9 @@ class Node:
         self._timers: dict[Edge, asyncio.TimerHandle] = {}
         self._faults = {e: plan.faults.link(e.graph, e.src, e.dst) for e in self.algorithm.in_edges}
         self._compute_pool = ThreadPoolExecutor(1, f"gradient-{rank}")
-        self._score_pool = ThreadPoolExecutor(1, f"evaluate-{rank}")
-        self._thread_cpu_s = {"gradient": 0.0, "evaluate": 0.0}
+        every_rounds = plan.settings.evaluate_every
+        self._scorer = Scorer(self.worker, f"evaluate-{rank}", every_rounds, self._scored, self._failed)
+        self._gradient_cpu_s = 0.0
         self._halt = threading.Event()
         self._started = False
         self._cpu0_s = time.process_time()
@@ -117,10 +101,6 @@ class Node:
         self.bytes_sent = self.messages_sent = 0
         self.refused: dict[str, int] = {}
         self.refused_from: dict[str, str] = {}
-        self._scoring: Future[None] | None = None
-        self._next_evaluation = 0.0
-        self.good_model: tuple[Tensor, ...] | None = None
-        """At the root: the newest evaluated model whose scores were finite."""
         self.trouble = -1
         self._fault: BaseException | None = None
 
@@ -177,7 +157,7 @@ class Node:
                 outlet.close()
             context.term()
             self._compute_pool.shutdown(wait=True, cancel_futures=True)
-            self._score_pool.shutdown(wait=True, cancel_futures=True)
+            self._scorer.close()
 
     def stop(self) -> None:
         """End the run (at the root), or this node's part in it (elsewhere). From the loop's thread."""
@@ -212,12 +192,15 @@ class Node:
             except asyncio.CancelledError:
                 raise
             except BaseException as error:
-                if self._fault is None:
-                    self._fault = error
-                    self._watcher.fault(error)
-                self._gone.set()
+                self._failed(error)
 
         return self._loop.create_task(guarded())
+
+    def _failed(self, error: BaseException) -> None:
+        if self._fault is None:
+            self._fault = error
+            self._watcher.fault(error)
+        self._gone.set()
 
     async def _unless_fault(self, wanted: Any) -> None:
         """Await ``wanted``, but raise as soon as a coroutine has failed or the node was told to go."""
@@ -298,7 +281,7 @@ class Node:
                     began = time.perf_counter()
                     done = self.worker.gradient(model, settings.report)
                     seconds = speeds.seconds(self.rank, self._samples, done[2], settings.share)
-                    self._thread_cpu_s["gradient"] = time.thread_time()
+                    self._gradient_cpu_s = time.thread_time()
                     if seconds:
                         self._halt.wait(max(0.0, seconds - (time.perf_counter() - began)))
                     return done
@@ -394,19 +377,13 @@ class Node:
     # -------------------------------------------------------------------------------------- evaluation (the root)
 
     def _evaluate(self) -> None:
-        """Score a snapshot off the training path, if one is due and none is being scored."""
-        if not self._started or self._scoring is not None:
-            return
-        rounds = self.algorithm.rounds
-        if rounds < self._next_evaluation or self._stopping.is_set():
-            return
-        self._next_evaluation = rounds + self.plan.settings.evaluate_every
-        self._score()
+        """Score a snapshot off the training path, if one is due."""
+        if self._started and not self._stopping.is_set() and self._scorer.due(self.algorithm.rounds):
+            self._snapshot()
 
-    def _score(self) -> Future[None] | None:
-        model = self.algorithm.export()
-        if model is None:
-            return None
+    def _snapshot(self) -> None:
+        if (model := self.algorithm.export()) is None:
+            return
         status = self.algorithm.status()
         point = Point(
             time_s=self._now(),
@@ -416,36 +393,9 @@ class Node:
             staleness_rounds=status.staleness_rounds,
             bytes_sent=self.bytes_sent,
         )
+        self._scorer.take(model, point)
 
-        def work() -> None:
-            torch.set_num_threads(1)
-            scores = self.worker.evaluate(model)
-            point.accuracy, point.loss = scores.pop("accuracy", None), scores.pop("loss", None)
-            point.extra = scores
-            self._thread_cpu_s["evaluate"] = time.thread_time()
-
-        def done(future: Future[None]) -> None:
-            with suppress(RuntimeError):  # the loop may have closed
-                self._loop.call_soon_threadsafe(self._scored, future, model, point)
-
-        self._scoring = self._score_pool.submit(work)
-        self._scoring.add_done_callback(done)
-        return self._scoring
-
-    def _scored(self, future: Future[None], model: tuple[Tensor, ...], point: Point) -> None:
-        self._scoring = None
-        if future.cancelled():
-            return
-        if (error := future.exception()) is not None:
-            if self._fault is None:
-                self._fault = error
-                self._watcher.fault(error)
-            self._gone.set()
-            return
-        if isfinite(point.loss if point.loss is not None else 0.0) and all(is_finite(t) for t in model):
-            self.good_model = model
-        scores = {"accuracy": nan if point.accuracy is None else point.accuracy, "loss": point.loss or nan, **point.extra}
-        self.worker.task.on_evaluate(scores)
+    def _scored(self, point: Point) -> None:
         self._watcher.point(point)
         target = self.plan.settings.target
         if target is not None and point.accuracy is not None and point.accuracy >= target:
@@ -454,11 +404,10 @@ class Node:
     async def _last_words(self) -> None:
         """Score the model as it is at the end."""
         if self.is_root and self._started:
-            while self._scoring is not None:
-                await asyncio.sleep(0.005)
-            if self.trouble < 0 and self._score() is not None:
-                while self._scoring is not None:
-                    await asyncio.sleep(0.005)
+            await self._scorer.settled()
+            if self.trouble < 0 and self._fault is None:
+                self._snapshot()
+                await self._scorer.settled()
             if self._fault is not None:
                 raise self._fault
         self.worker.task.on_stop()
@@ -493,7 +442,7 @@ class Node:
             },
             "cpu_s": cpu_s,
             "system_cpu_s": os.times().system,
-            "communication_cpu_s": cpu_s - sum(self._thread_cpu_s.values()),
+            "communication_cpu_s": cpu_s - self._gradient_cpu_s - self._scorer.cpu_s,
             "memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "pace_s": self.algorithm.pace_s,
         }
@@ -504,8 +453,5 @@ class Node:
         if model is None:
             return None
         if self.trouble >= 0 or not all(is_finite(t) for t in model):
-            model = self.good_model
+            model = self._scorer.good_model
         return None if model is None else self.worker.state_dict(model)
-
-
-__all__ = ["Edge", "Node", "Watcher"]

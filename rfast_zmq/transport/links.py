@@ -33,9 +33,9 @@ def _buffer_bytes(frame_bytes: int) -> int:
 class Readiness:
     """Lets one coroutine wait on the running loop until a socket can be read or written.
 
-    ZeroMQ signals on a file descriptor that something *may* have changed, once; whoever is told must ask for the socket's
-    events, which takes the signal back. (``zmq.asyncio`` does this too, with a future and two calls into the loop for
-    each message; on the path of every relayed bucket that was a fifth of a node's work.)
+    ZeroMQ signals on a file descriptor that something *may* have changed, once; whoever is told must ask for the
+    socket's events, which takes the signal back. (``zmq.asyncio`` does this too, with a future and two calls into the
+    loop for each message; on the path of every relayed bucket that was a tenth of a node's work.)
 
     Args:
         socket: the socket; used by this loop's thread only.
@@ -127,9 +127,7 @@ class Outlet:
         bucket_bytes: the size of a payload.
     """
 
-    def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], edge: Edge, address: str, bucket_bytes: int
-    ) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], edge: Edge, address: str, bucket_bytes: int) -> None:
         self.edge = edge
         self.connected = asyncio.Event()
         self.lost = asyncio.Event()

@@ -155,7 +155,7 @@ def test_stamps_that_a_node_makes_strictly_increase_on_each_edge(name: str, shap
 @every_algorithm
 @every_shape
 def test_I5_memory_does_not_grow(name: str, shape: str) -> None:
-    """One slot per edge and direction: after 60 turns a node holds as many numbers and tensors as after 600."""
+    """One slot per edge and direction: after 60 turns a node holds as many numbers and tensors as after 360."""
     net = network(name, shape, nodes=4)
     net.train(60, drop=0.3)
 

@@ -172,6 +172,18 @@ def test_3_a_restarted_child_counts_only_beyond_what_it_had_counted() -> None:
     assert solo.rounds == 1.0
 
 
+def test_3_a_restarted_child_holds_back_nobody_elses_count() -> None:
+    solo = root()
+    solo.hear("A", 1, [1.0], stamp=(1, 9), w=1.0, c=6)
+    solo.hear("A", 1, [1.0], stamp=(2, 1), w=1.0, c=1)
+    solo.hear("A", 2, [1.0], w=1.0, c=1)
+    assert solo.rounds == 7 / BATCH
+    between = inner()
+    between.hear("A", 3, [1.0], stamp=(1, 9), w=1.0, c=6)
+    between.hear("A", 3, [1.0], stamp=(2, 1), w=1.0, c=1)
+    assert record(between, 0)[3] == 6
+
+
 @given(st.lists(st.tuples(st.integers(1, 2), st.integers(0, 3), st.integers(0, 5)), max_size=40))
 def test_3_samples_are_never_counted_twice(operations: list[tuple[int, int, int]]) -> None:
     """Two leaves of a star: whatever is resent, repeated or overtaken, P·B is what the newest counts add up to."""

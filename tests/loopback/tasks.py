@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
@@ -78,7 +80,7 @@ class TurnsNan(Line):
 
 
 class Hooks(Line):
-    """Counts its hooks into the model's file name space: the test reads what the root said."""
+    """Keeps the names of the hooks that were called, in order; the root writes them to ``path``."""
 
     def on_start(self) -> None:
         self.seen = ["start"]
@@ -93,6 +95,6 @@ class Hooks(Line):
         if self.rank == 0:
             assert self.seen[0] == "start"
             assert {"report", "evaluate"} <= set(self.seen)
-            self.option("path") and open(self.option("path"), "w").write(" ".join(self.seen))
+            Path(self.option("path")).write_text(" ".join(self.seen))
 
     options = {"path": ""}

@@ -28,7 +28,9 @@ def real_frames(plan: Plan) -> list[list[bytes]]:
     payload = torch.ones(node.config.layout.sizes[0])
     values = {bool: False, int: 1, float: 1.0, list: [1]}
     messages = [
-        Message(edge, 0, Stamp(2**40, 7), payload, {name: values[kind] for name, kind in node.numbers(edge.graph).items()})
+        Message(
+            edge, 0, Stamp(2**40, 7), payload, {name: values[kind] for name, kind in node.numbers(edge.graph).items()}
+        )
         for edge in (Edge("W", 0, 1), Edge("A", 1, 0))
     ]
     return [[bytes(frame) for frame in codec.encode(message)] for message in messages]

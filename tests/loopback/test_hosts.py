@@ -1,4 +1,4 @@
-"""``rfast node`` on each host: started by hand, in any order, over TCP; with real packet loss where the machine lets us."""
+"""``rfast node`` on each host: started by hand, in any order, over TCP; with real packet loss where it can be had."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ class Hosts:
     def __init__(self) -> None:
         self.processes: list[subprocess.Popen[str]] = []
 
-    def start(self, task: str, topology: Path, rank: int, *flags: str, prefix: Sequence[str] = ()) -> subprocess.Popen[str]:
+    def start(
+        self, task: str, topology: Path, rank: int, *flags: str, prefix: Sequence[str] = ()
+    ) -> subprocess.Popen[str]:
         command = [*prefix, sys.executable, "-m", "rfast_zmq", "node", task, "--topology", str(topology)]
         command += ["--rank", str(rank), "--json", *flags]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
@@ -222,6 +224,8 @@ def test_five_hosts_with_real_packet_loss(namespaces: list[str], tmp_path: Path,
     assert found["samples"] >= 16000
     dropped = 0
     for name in namespaces:
-        listing = subprocess.run(["ip", "netns", "exec", name, "iptables", "-nvxL", "INPUT"], capture_output=True, text=True)
+        listing = subprocess.run(
+            ["ip", "netns", "exec", name, "iptables", "-nvxL", "INPUT"], capture_output=True, text=True
+        )
         dropped += int(listing.stdout.splitlines()[2].split()[0])
     assert dropped > 50

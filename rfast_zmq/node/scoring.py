@@ -1,0 +1,83 @@
+"""Evaluation at the root, off the training path: a thread scores snapshots, each stamped with its own time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from math import isfinite, nan
+
+import torch
+from torch import Tensor
+
+from rfast_zmq.core.finite import is_finite
+from rfast_zmq.results import Point
+from rfast_zmq.task import Worker
+
+
+class Scorer:
+    """Scores one snapshot at a time; one that is due while another is being scored is not taken.
+
+    Args:
+        worker: whose task evaluates.
+        name: of the thread.
+        every_rounds: rounds between two snapshots.
+        scored: called on the loop after each, with the point.
+        failed: called on the loop if the task raised.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        name: str,
+        every_rounds: float,
+        scored: Callable[[Point], None],
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        self._worker, self._every_rounds, self._scored, self._failed = worker, every_rounds, scored, failed
+        self._pool = ThreadPoolExecutor(1, name)
+        self._task: asyncio.Task[None] | None = None
+        self._next_rounds = 0.0
+        self.cpu_s = 0.0
+        """CPU seconds of the thread."""
+        self.good_model: tuple[Tensor, ...] | None = None
+        """The newest scored model whose coordinates and loss were finite."""
+
+    def due(self, rounds: float) -> bool:
+        """Is a snapshot wanted at this progress?"""
+        return rounds >= self._next_rounds and (self._task is None or self._task.done())
+
+    def take(self, model: tuple[Tensor, ...], point: Point) -> None:
+        """Score ``model``; ``point`` holds when it was taken, and takes the scores."""
+        self._next_rounds = point.rounds + self._every_rounds
+        self._task = asyncio.get_running_loop().create_task(self._score(model, point))
+
+    async def settled(self) -> None:
+        """Until no snapshot is being scored."""
+        if self._task is not None:
+            await asyncio.wait({self._task})
+
+    def close(self) -> None:
+        """End the thread."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    async def _score(self, model: tuple[Tensor, ...], point: Point) -> None:
+        try:
+            scores = await asyncio.get_running_loop().run_in_executor(self._pool, self._evaluate, model)
+        except Exception as error:
+            self._failed(error)
+            return
+        point.accuracy, point.loss = scores.get("accuracy"), scores.get("loss")
+        point.extra = {name: value for name, value in scores.items() if name not in ("accuracy", "loss")}
+        if isfinite(scores.get("loss", 0.0)) and all(is_finite(t) for t in model):
+            self.good_model = model
+        self._worker.task.on_evaluate({"accuracy": nan, "loss": nan, **scores})
+        self._scored(point)
+
+    def _evaluate(self, model: tuple[Tensor, ...]) -> dict[str, float]:
+        torch.set_num_threads(1)
+        try:
+            return self._worker.evaluate(model)
+        finally:
+            self.cpu_s = time.thread_time()
