@@ -1,8 +1,8 @@
 """Time to .93 on MNIST with one 5× straggler, real processes, over the no-wait limit; and what communicating costs.
 
 8 nodes on a binary tree, label split, NAdam lr .008, B 256, reports of 8, 0.1 s emulated for a share of 32 samples,
-node 5 five times slower. The no-wait limit is the samples that one machine alone needs at the same lr and B (same seed),
-divided by the sum of the nodes' rates.
+node 5 five times slower. The no-wait limit is the samples that one machine alone needs at the same lr and B (same
+seed), divided by the sum of the nodes' rates.
 
     python benchmarks/straggler.py --data mnist10k.npz
 """

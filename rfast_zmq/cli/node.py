@@ -58,7 +58,7 @@ def node(
         except (RfastError, KeyboardInterrupt):
             progress.save()
             raise
-    return finish(Outcome(plan, done, interrupted=progress.interrupted, rank=this), folder, json=output.json)
+    return finish(Outcome(plan, done, interrupted=done.interrupted, rank=this), folder, json=output.json)
 
 
 def find_node(topology: Topology, rank: str | None, name: str | None) -> int:

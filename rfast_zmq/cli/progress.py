@@ -32,8 +32,6 @@ FRESH_S = 3.0
 """A node whose newest report is older than this, against the newest of all, counts for no rate."""
 SLOW = 1.5
 """A node that is slower than the median by this factor is named."""
-STOPPING = "stopping: "
-"""How the launcher's line begins when Ctrl-C was pressed."""
 PLAIN_WIDTH = 140
 
 
@@ -60,7 +58,6 @@ class Progress(Observer):
         self.plan, self.folder, self.virtual = plan, folder, virtual
         self.points: list[Point] = []
         self.node_points: list[NodePoint] = []
-        self.interrupted = False
         self.console = make_console(json)
         self._main = plan.topology.root if rank is None else rank
         self._live = Live(self, console=self.console, refresh_per_second=4, transient=True, redirect_stdout=False)
@@ -111,7 +108,6 @@ class Progress(Observer):
         self.points.append(point)
 
     def say(self, line: str) -> None:
-        self.interrupted |= line.startswith(STOPPING)
         self.console.print(Text(line), soft_wrap=True)
 
     # -------------------------------------------------------------------------------------- what a simulation shows

@@ -48,7 +48,7 @@ def run(
         except (RfastError, KeyboardInterrupt):
             progress.save()
             raise
-    outcome = Outcome(plan, done, interrupted=progress.interrupted, require=require)
-    if baseline and done.result.trouble is None and not progress.interrupted:
+    outcome = Outcome(plan, done, interrupted=done.interrupted, require=require)
+    if baseline and done.result.trouble is None and not done.interrupted:
         outcome.baseline = one_machine(plan, done.result.samples)
     return finish(outcome, folder, json=output.json)

@@ -18,7 +18,7 @@ from rfast_zmq.cli.progress import Progress
 from rfast_zmq.errors import UsageError
 from rfast_zmq.launch import Run
 from rfast_zmq.results import Point
-from rfast_zmq.simulate import Simulator
+from rfast_zmq.simulate import Halt, Simulator
 
 COMPUTE = "constant:0.1"
 
@@ -29,6 +29,7 @@ def simulate(
     *,
     latency: float = 0.0,
     trace: Path | None = None,
+    halt: tuple[str, ...] = (),
     flags: Annotated[Flags | None, Parameter(name="*")] = None,
     output: Annotated[Output | None, Parameter(name="*")] = None,
     **task_options: str,
@@ -43,6 +44,8 @@ def simulate(
         Virtual seconds that a message is under way.
     trace
         Write every event into this file, one JSON object a line.
+    halt
+        RANK:FROM or RANK:FROM:UNTIL, in virtual seconds: this node stands still. May be given several times.
     task_options
         The task's own options, such as --model logreg.
     """
@@ -50,11 +53,12 @@ def simulate(
     if flags.compute is None:
         flags = replace(flags, compute=COMPUTE)
     plan = make_plan(task, flags, task_options)
+    halts = Halt.parse(halt, plan.topology.nodes)
     folder = open_folder(output.out)
     with ExitStack() as stack:
         file = None if trace is None else stack.enter_context(_writable(trace))
         progress = stack.enter_context(Progress(plan, json=output.json, folder=folder, virtual=True))
-        simulator = Simulator(plan, latency_s=latency, trace=file, progress=lambda point: seen(point))
+        simulator = Simulator(plan, latency_s=latency, trace=file, halts=halts, progress=lambda point: seen(point))
         good: tuple[Tensor, ...] | None = None
 
         def seen(point: Point) -> None:

@@ -191,7 +191,7 @@ class _Loopback:
         wanted = self._stop()
         if wanted <= self._orders_given:
             return
-        self._orders_given = wanted
+        self._orders_given, self.out.interrupted = wanted, True
         if self._t0 is None:
             raise KeyboardInterrupt
         if wanted == 1:

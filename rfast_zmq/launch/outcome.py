@@ -22,6 +22,7 @@ class Run:
         node_points: each node's pace over time.
         model: the module's ``state_dict`` at the end; None if there is none.
         said: what the nodes said, as (seconds since the start, line).
+        interrupted: the user ended it (Ctrl-C, or SIGTERM for a single node).
     """
 
     result: Result
@@ -29,6 +30,7 @@ class Run:
     node_points: list[NodePoint] = field(default_factory=list)
     model: dict[str, Tensor] | None = None
     said: list[tuple[float, str]] = field(default_factory=list)
+    interrupted: bool = False
 
     def heard(self, report: Mapping[str, Any]) -> None:
         """Note a node's report."""

@@ -103,6 +103,7 @@ async def _with_signals(node: Node, watcher: _Here) -> None:
     def interrupted() -> None:
         nonlocal asked
         asked += 1
+        watcher.out.interrupted = True
         if asked == 1 and node.is_root:
             watcher.say("stopping: the run ends in order and the model is saved (once more to leave at once)")
             node.stop()

@@ -1,5 +1,6 @@
 """The simulator: the core in virtual time, and the replay of schedules."""
 
-from rfast_zmq.simulate.simulator import Halt, Simulation, Simulator
+from rfast_zmq.conditions import Halt
+from rfast_zmq.simulate.simulator import Simulation, Simulator
 
 __all__ = ["Halt", "Simulation", "Simulator"]

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rfast_zmq.algorithms import Algorithm
 from rfast_zmq.assembly import Plan
-from rfast_zmq.conditions import LinkFaults
+from rfast_zmq.conditions import Halt, LinkFaults
 from rfast_zmq.core.events import (
     Action,
     CountsAgain,
@@ -54,15 +54,6 @@ AFTER_ROOT_S = 60.0
 """Below a node that stands still for ever nobody hears that the run has ended; so long they are followed."""
 PACE_POINTS_S = 0.5
 """Virtual seconds between two points of a node's pace."""
-
-
-@dataclass(frozen=True)
-class Halt:
-    """A node that stands still (as under SIGSTOP) from ``at_s`` to ``until_s`` (inf: for ever)."""
-
-    rank: int
-    at_s: float
-    until_s: float = inf
 
 
 @dataclass

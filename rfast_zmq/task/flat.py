@@ -294,6 +294,10 @@ class FlatModel:
         device = self._ordered[0][1].device
         self._flat = torch.empty(offset, dtype=torch.float32, device=device)
         self._grad = torch.zeros(offset, dtype=torch.float32, device=device)
+        # A GPU copies from and to pinned memory without the driver's own staging, and beside what it computes.
+        pinned = device.type == "cuda"
+        self._stage_in = torch.empty(offset, dtype=torch.float32, pin_memory=True) if pinned else None
+        self._stage_out = torch.empty(offset, dtype=torch.float32, pin_memory=True) if pinned else None
         self._parameters = parameters
         self._grad_views: list[Tensor] = []
         self._adopt()
@@ -331,7 +335,9 @@ class FlatModel:
         with torch.no_grad():
             for bucket, t in zip(self.layout.buckets, model, strict=True):
                 if averages or bucket.kind == "parameters":
-                    self._flat[bucket.start : bucket.stop].copy_(t)
+                    if self._stage_in is not None:  # free again: whatever was computed from it has been copied out
+                        t = self._stage_in[bucket.start : bucket.stop].copy_(t)
+                    self._flat[bucket.start : bucket.stop].copy_(t, non_blocking=True)
             if averages:
                 self._take_averages(self._flat)
 
@@ -394,6 +400,10 @@ class FlatModel:
             offset += 2 * size
 
     def _copy_out(self, flat: Tensor) -> tuple[Tensor, ...]:
+        if self._stage_out is not None:
+            self._stage_out.copy_(flat.detach(), non_blocking=True)
+            torch.cuda.current_stream(flat.device).synchronize()
+            flat = self._stage_out
         return tuple(t.to("cpu", copy=True) for t in self.layout.split(flat.detach()))
 
 
