@@ -35,7 +35,7 @@ class Digits(Task):
         return F.cross_entropy(model(x), y)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        x, y = self.test
+        x, y = (t.to(next(model.parameters()).device) for t in self.test)
         scores = model(x)
         return {
             "loss": F.cross_entropy(scores, y).item(),

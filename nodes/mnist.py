@@ -50,7 +50,7 @@ class Mnist(Task):
         return F.cross_entropy(model(x), y) + l2
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        x, y = self.test
+        x, y = (t.to(next(model.parameters()).device) for t in self.test)
         scores = model(x)
         return {"loss": F.cross_entropy(scores, y).item(), "accuracy": (scores.argmax(1) == y).double().mean().item()}
 

@@ -45,11 +45,11 @@ class Quadratic(Task):
         return (torch.tensor(self.option("noise", float) * (draws - draws.mean(0)), dtype=torch.float32),)
 
     def training_step(self, model: nn.Module, batch: tuple[Tensor]) -> Tensor:
-        H, b = (torch.tensor(a[self.rank], dtype=torch.float32) for a in (self.H, self.b))
+        H, b = (torch.tensor(a[self.rank], dtype=torch.float32, device=model.x.device) for a in (self.H, self.b))
         return (H * (model.x - b).square()).sum() / 2 + (batch[0] @ model.x).mean()
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        x = model.x.double().numpy()
+        x = model.x.double().cpu().numpy()
         losses = (self.H * (x - self.b) ** 2).sum(1) / 2
         return {"loss": float(self.w @ losses / self.w.sum()), "error": float(abs(x - self.optimum).max())}
 

@@ -28,7 +28,7 @@ class Point:
         loss: on the task's evaluation data (None: the task gives none).
         train_loss: newest mean training loss over the nodes.
         staleness_rounds: mean staleness of the gradients, in rounds.
-        bytes_sent: by the root until then.
+        bytes_sent: by all nodes until then, as of their last reports (by this node alone under ``rfast node``).
         extra: whatever else the task's ``evaluate`` gave.
     """
 

@@ -90,10 +90,10 @@ class Settings:
         Raises:
             UsageError: a task's default that is no field of the settings.
         """
-        known = {f.name for f in fields(self)}
+        open_ones = sorted(f.name for f in fields(self) if f.default is None)
         for name in task_defaults:
-            if name not in known:
-                raise UsageError(f"the task's defaults name {name!r}, which is no setting; known: {sorted(known)}")
+            if name not in open_ones:
+                raise UsageError(f"the task's defaults name {name!r}; a task has a say in {', '.join(open_ones)}")
         chosen = {**DEFAULTS, **task_defaults}
         return replace(self, **{k: v for k, v in chosen.items() if getattr(self, k) is None})
 

@@ -24,10 +24,10 @@ def algorithm(name: str, optimizer: str) -> type[RFast] | type[RFastTree]:
         raise UsageError(f"--algorithm {name}: one of {', '.join(ALGORITHMS)}{hint}")
     chosen = ALGORITHMS[name]
     if optimizer not in chosen.optimizers:
+        takes = " or ".join(chosen.optimizers)
         raise UsageError(
-            f"--optimizer {optimizer}: {name} takes {', '.join(chosen.optimizers)} (it descends with the plain tracker)"
-            if name == "rfast"
-            else f"--optimizer {optimizer}: {name} takes {', '.join(chosen.optimizers)}"
+            f"--optimizer {optimizer} (given, or the task's own): --algorithm {name} takes {takes};"
+            f" add --optimizer {chosen.optimizers[0]}, and an --lr for it"
         )
     return chosen
 

@@ -30,6 +30,7 @@ from torch import Tensor
 from rfast_zmq.core.events import Action, Edge, GradientReady, Message, Number, Ready, RunGradient
 from rfast_zmq.core.interface import NodeConfig
 from rfast_zmq.core.skeleton import Skeleton
+from rfast_zmq.task.flat import Bucket, Layout
 
 
 class _Bucket:
@@ -57,8 +58,8 @@ class _Bucket:
         self.heard_rho = {**self.used_rho, **self.heard_rho}
         self.heard_v = {**dict.fromkeys(self.w, x), **self.heard_v}
 
-    def pull(self, gamma: float) -> None:
-        """S1, S2."""
+    def pull(self, gamma: float | Tensor) -> None:
+        """S1, S2; ``gamma`` a number, or one for each coordinate."""
         assert self.x is not None
         assert self.z is not None
         self.v = self.x - gamma * self.z
@@ -115,6 +116,7 @@ class RFast(Skeleton):
             for _ in config.layout.buckets
         ]
         self._fixed = [bucket.kind == "averages" for bucket in config.layout.buckets]
+        self._lr_scale = [_lr_scale(bucket, config.layout) for bucket in config.layout.buckets]
         self._t0: float | None = None
         if config.initial is not None:
             for state, x in zip(self._state, config.initial, strict=True):
@@ -130,9 +132,9 @@ class RFast(Skeleton):
             self._t0 = now
         gamma = self.config.lr * self.config.lr_schedule(self.root_rounds)
         pulled = False
-        for state, fixed in zip(self._state, self._fixed, strict=True):
+        for state, fixed, scale in zip(self._state, self._fixed, self._lr_scale, strict=True):
             if state.g is not None and not fixed:
-                state.pull(gamma)
+                state.pull(gamma if scale is None else gamma * scale)
                 pulled = True
         model = tuple(state.x for state in self._state if state.x is not None)
         run = RunGradient(model, (self.root_rounds,) * self.buckets)
@@ -207,3 +209,13 @@ class RFast(Skeleton):
         """Largest violation of I1 over the nodes ÷ largest |ρ| or |g|."""
         scale = max(float(r["scale"]) for r in records.values())
         return max(float(r["identity"]) for r in records.values()) / scale if scale else 0.0
+
+
+def _lr_scale(bucket: Bucket, layout: Layout) -> Tensor | None:
+    """The parameter groups' factors on γ, one for each coordinate; None where all are 1."""
+    if all(layout.groups[segment.group].lr_scale == 1.0 for segment in bucket.segments):
+        return None
+    scale = torch.ones(bucket.size, dtype=layout.dtype)
+    for segment in bucket.segments:
+        scale[segment.start : segment.stop] = layout.groups[segment.group].lr_scale
+    return scale

@@ -13,7 +13,7 @@ from rich.text import Text
 from rfast_zmq import plotting
 from rfast_zmq.assembly import Plan
 from rfast_zmq.cli import FAILED, INTERRUPTED, USAGE
-from rfast_zmq.cli.progress import called, make_console, size, slow_node
+from rfast_zmq.cli.progress import make_console, size, slow_node
 from rfast_zmq.errors import RfastError, UsageError
 from rfast_zmq.launch import Run
 from rfast_zmq.results import RunFolder
@@ -118,9 +118,8 @@ def _verdict(outcome: Outcome, folder: RunFolder | None) -> int:
             kept = f"the model before it is kept: {folder.path / 'model.safetensors'}"
         else:
             kept = "with --out DIR the model before it is kept"
-        return _complain(
-            f"{called(outcome.plan, result.trouble)}: its loss is not a finite number; {kept}; try a lower --lr", USAGE
-        )
+        who = outcome.plan.topology.called(result.trouble)
+        return _complain(f"{who}: its loss is not a finite number; {kept}; try a lower --lr", USAGE)
     if outcome.interrupted:
         return INTERRUPTED
     if require is not None and (result.accuracy is None or result.accuracy < require):
@@ -187,10 +186,10 @@ def _rows(outcome: Outcome) -> list[tuple[str, str]]:
         rows.append(("slow node", slow_node(plan, paces).removeprefix("slow: ")))
     elif result.slowest_node is not None and plan.topology.nodes > 1:
         slowest = result.slowest_node
-        rows.append(("slowest node", f"{called(plan, int(slowest['rank']))}, {slowest['pace']:,.0f} samples/s"))
+        rows.append(("slowest node", f"{plan.topology.called(int(slowest['rank']))}, {slowest['pace']:,.0f} samples/s"))
     for label, ranks in (("set aside", result.set_aside), ("did not end", result.missing)):
         if ranks:
-            rows.append((label, ", ".join(called(plan, rank) for rank in ranks)))
+            rows.append((label, ", ".join(plan.topology.called(rank) for rank in ranks)))
     return rows
 
 

@@ -204,12 +204,12 @@ class Progress(Observer):
         if len(paces) > 1:
             return slow_node(self.plan, paces)
         if slowest >= 0 and isfinite(pace):
-            return f"slowest: {called(self.plan, slowest)}, {pace:,.0f} samples/s"
+            return f"slowest: {self.plan.topology.called(slowest)}, {pace:,.0f} samples/s"
         return ""
 
     def _aside(self) -> str:
         aside = self._reports[self._main]["set_aside"]
-        return "set aside: " + ", ".join(called(self.plan, rank) for rank in aside) if aside else ""
+        return "set aside: " + ", ".join(self.plan.topology.called(rank) for rank in aside) if aside else ""
 
     def _fresh(self) -> dict[int, Mapping[str, Any]]:
         newest = max((r["time_s"] for r in self._reports.values()), default=0.0)
@@ -226,15 +226,9 @@ def slow_node(plan: Plan, paces: Mapping[int, float]) -> str:
     rank, middle = min(paces, key=lambda r: paces[r]), median_high(paces.values())
     factor = middle / max(paces[rank], 1e-9)
     if factor < SLOW:
-        return f"no node is slow (slowest: {called(plan, rank)}, {factor:.1f}x the median's time)"
+        return f"no node is slow (slowest: {plan.topology.called(rank)}, {factor:.1f}x the median's time)"
     rates = f"{paces[rank]:,.0f} samples/s against {middle:,.0f}"
-    return f"slow: {called(plan, rank)}, {factor:.1f}x the median's time ({rates})"
-
-
-def called(plan: Plan, rank: int) -> str:
-    """A node by its name, and its rank where the name does not say it."""
-    name = plan.topology.names[rank]
-    return f"node {name}" if name == str(rank) else f"node {name} (rank {rank})"
+    return f"slow: {plan.topology.called(rank)}, {factor:.1f}x the median's time ({rates})"
 
 
 def size(count: float) -> str:

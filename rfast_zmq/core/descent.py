@@ -20,7 +20,7 @@ looks ahead with the present second moment, where ``torch.optim.NAdam`` differs 
 Cost: 9 passes over the bucket for NAdam, each over pieces that stay in a core's cache, so that main memory is read and
 written once for each of d, θ, m, a, v and x.
 
-Source: DESIGN of this project, changes 3, 4 and 6 of ``docs/algorithm.md``; Adam: arXiv 1412.6980; NAdam: Dozat 2016.
+Source: ``docs/algorithm.md``, changes 3, 4 and 6; Adam: arXiv 1412.6980; NAdam: Dozat 2016.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from rfast_zmq.task.flat import Bucket, Group
 LEAD_MOST_ROUNDS = 4.0
 _LOOKS_AHEAD = {"nesterov", "nadam"}
 RULES = ("nadam", "adam", "sgd", "momentum", "nesterov")
-PIECE = 1 << 15
+PIECE = 1 << 16
 """Coordinates worked on at once: six vectors of so many float32 fit into a second-level cache."""
 
 

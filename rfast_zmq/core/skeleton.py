@@ -246,7 +246,10 @@ class Skeleton(Algorithm):
         elif edge.src in self.push_children:
             if message.stamp > self._count_stamp.get(edge.src, NEVER):
                 self._count_stamp[edge.src] = message.stamp
+                before = self._counts.get(edge.src, Count()).trouble
                 self._counts[edge.src] = Count.read(numbers, self.config.topology.nodes)
+                if self._counts[edge.src].trouble != before:
+                    actions += self._mark("A")
             self._closing.heard(edge.src, message.bucket, bool(numbers["final"]), now)
         return actions + self._received(message, now)
 

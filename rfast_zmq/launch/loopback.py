@@ -145,6 +145,7 @@ class _Loopback:
                 self.out.heard(content)
                 self.observer.report(content)
             case "point":
+                content.bytes_sent = sum(c.last["bytes_sent"] for c in self.children if c.last is not None)
                 self.out.points.append(content)
                 self.observer.point(content)
             case "say":

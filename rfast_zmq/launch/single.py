@@ -38,8 +38,8 @@ def run_node(
         rank: which node of it.
         observer: told what happens here.
         insecure: listen on an address that other machines reach, though there are no keys.
-        run_id: tells runs over the same addresses apart; every node must be given the same. None: made from the
-            topology and the algorithm.
+        run_id: tells runs over the same addresses apart; every node must be given the same. None: made from what
+            all nodes must agree on (:func:`default_run_id`).
 
     Raises:
         UsageError: a rank out of range, no endpoints, an address in use or not allowed, a parent that trains another
@@ -64,9 +64,9 @@ def run_node(
 
 
 def default_run_id(plan: Plan) -> str:
-    """What nodes started with the same topology and algorithm agree on: 16 hexadecimal characters."""
+    """What the nodes of a run agree on, topology, algorithm, batch, split and seed: 16 hexadecimal characters."""
     s = plan.settings
-    text = f"{to_toml(plan.topology)}\n{s.algorithm} {s.global_batch}"
+    text = f"{to_toml(plan.topology)}\n{s.algorithm} {s.global_batch} {s.split} {s.seed}"
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 

@@ -12,12 +12,12 @@ own socket, or its own clock (pace, idle resend, emulated compute).
 from __future__ import annotations
 
 import asyncio
-import os
-import resource
+import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from math import inf
 from typing import Any
 
@@ -59,6 +59,9 @@ from rfast_zmq.transport import Addresses, Inlet, Outlet
 
 REPORT_S = 0.5
 """Seconds between two reports of a node to whoever watches it."""
+HINTS = {"run": "; the nodes of a run share topology, algorithm, batch, split and seed, or a --run-id"}
+TURNS = 8
+"""So many messages of one socket are handled before everything else has had its turn."""
 HASTE_S = 1e-3
 """A link that sleeps until it may speak is not woken to speak by less than this earlier."""
 
@@ -84,6 +87,7 @@ class Node:
         self.algorithm: Algorithm = plan.node(rank, self.worker, incarnation)
         self.codec = plan.codec(self.algorithm, run)
         self.is_root = rank == plan.topology.root
+        self._called = plan.topology.called
         buckets = len(self.worker.layout.buckets)
         self._slots = {edge: Slot(buckets) for edge in self.algorithm.out_edges}
         self._due_s = dict.fromkeys(self.algorithm.out_edges, inf)
@@ -260,14 +264,9 @@ class Node:
         elif wait_s < inf:
             self._timers[edge] = self._loop.call_later(wait_s, self._news[edge].set)
 
-    def _called(self, rank: int) -> str:
-        name = self.plan.topology.names[rank]
-        return f"node {name}" if name == str(rank) else f"node {name} (rank {rank})"
-
     # -------------------------------------------------------------------------------------- coroutines
 
     async def _computing(self) -> None:
-        settings, speeds = self.plan.settings, self.plan.speeds
         while True:
             await self._ready.wait()
             self._ready.clear()
@@ -275,27 +274,30 @@ class Node:
                 if not isinstance(action, RunGradient):
                     self._do(action)
                     continue
-                began_s = self._now()
-
-                def work(model: tuple[Tensor, ...] = action.model) -> tuple[tuple[Tensor, ...], float, int]:
-                    began = time.perf_counter()
-                    done = self.worker.gradient(model, settings.report)
-                    seconds = speeds.seconds(self.rank, self._samples, done[2], settings.share)
-                    self._gradient_cpu_s = time.thread_time()
-                    if seconds:
-                        self._halt.wait(max(0.0, seconds - (time.perf_counter() - began)))
-                    return done
-
-                gradient, loss, samples = await self._loop.run_in_executor(self._compute_pool, work)
+                work = self._loop.run_in_executor(self._compute_pool, self._gradient, action.model)
+                gradient, loss, samples, seconds = await work
                 self._samples += samples
-                now = self._now()
-                self._tell(GradientReady(now, gradient, samples, loss, action.rounds, now - began_s))
+                self._tell(GradientReady(self._now(), gradient, samples, loss, action.rounds, seconds))
                 if self.trouble < 0 and self.algorithm.status().trouble == self.rank:
                     self.trouble = self.rank
                     self._watcher.say(f"{self._called(self.rank)}: the loss is {loss}: its gradient is left out")
 
+    def _gradient(self, model: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], float, int, float]:
+        """In the worker thread: the gradient, then, where speeds are emulated, the wait up to the drawn duration.
+
+        Returns:
+            Gradient per bucket, loss, samples, and the seconds it all took.
+        """
+        settings, began_s = self.plan.settings, time.perf_counter()
+        gradient, loss, samples = self.worker.gradient(model, settings.report)
+        drawn_s = self.plan.speeds.seconds(self.rank, self._samples, samples, settings.share)
+        self._gradient_cpu_s = time.thread_time()
+        if drawn_s:
+            self._halt.wait(max(0.0, began_s + drawn_s - time.perf_counter()))
+        return gradient, loss, samples, time.perf_counter() - began_s
+
     async def _receiving(self, inlet: Inlet) -> None:
-        while True:
+        for turn in count(1):
             frames = await inlet.receive()
             try:
                 message = self.codec.decode(frames)
@@ -304,13 +306,16 @@ class Node:
             else:
                 for delivered in self._faults[message.edge].apply(message):
                     self._tell(Received(self._now(), delivered))
-            await asyncio.sleep(0)  # a flood on one socket must not starve the loop
+            if turn % TURNS == 0:
+                await asyncio.sleep(0)  # a flood on one socket must not starve the loop
 
     def _refuse(self, refused: Refused) -> None:
         first = refused.reason not in self.refused
         self.refused[refused.reason] = self.refused.get(refused.reason, 0) + 1
         if first:
-            self._watcher.say(f"{self._called(self.rank)} refused a message: {refused} (further ones are only counted)")
+            hint = HINTS.get(refused.reason, "")
+            who = self._called(self.rank)
+            self._watcher.say(f"{who} refused a message: {refused}{hint} (further ones are only counted)")
         if refused.reason == "layout" and self.algorithm.export() is None:
             raise UsageError(
                 f"node {self.name}: the node it takes models from trains another model ({refused});"
@@ -441,9 +446,8 @@ class Node:
                 for name in ("dropped", "duplicated", "reordered")
             },
             "cpu_s": cpu_s,
-            "system_cpu_s": os.times().system,
             "communication_cpu_s": cpu_s - self._gradient_cpu_s - self._scorer.cpu_s,
-            "memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "memory_bytes": peak_memory_bytes(),
             "pace_s": self.algorithm.pace_s,
         }
 
@@ -455,3 +459,13 @@ class Node:
         if self.trouble >= 0 or not all(is_finite(t) for t in model):
             model = self._scorer.good_model
         return None if model is None else self.worker.state_dict(model)
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process has had resident; 0 where the platform does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

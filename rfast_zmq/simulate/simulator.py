@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from math import inf
+from math import inf, nan
 from typing import TextIO
 from zlib import crc32
 
@@ -198,9 +198,9 @@ class Simulator:
             case Transmit(message):
                 self._transmit(node, message)
             case SetAside(rank):
-                self._say(f"{self.plan.topology.names[rank]} is silent: set aside")
+                self._say(f"{self.plan.topology.called(rank)} has been silent for 10 rounds: set aside until it moves")
             case CountsAgain(rank):
-                self._say(f"{self.plan.topology.names[rank]} moves: counts again")
+                self._say(f"{self.plan.topology.called(rank)} moves: counts again")
             case Stopping():
                 node.stopping = True
                 self._tick(node)
@@ -284,7 +284,7 @@ class Simulator:
         target = self.plan.settings.target
         if status.trouble >= 0 or (target is not None and point is not None and (point.accuracy or 0.0) >= target):
             if status.trouble >= 0:
-                self._say(f"{self.plan.topology.names[status.trouble]}: the loss is not a finite number")
+                self._say(f"{self.plan.topology.called(status.trouble)}: the loss is not a finite number")
             self._at(self.now, lambda: self._tell(self.root, StopWanted(self.now)))
 
     def _score(self) -> Point | None:
@@ -293,7 +293,7 @@ class Simulator:
             return None
         status = self.root.algorithm.status()
         scores = self.root.worker.evaluate(model)
-        self.root.worker.task.on_evaluate(scores)
+        self.root.worker.task.on_evaluate({"accuracy": nan, "loss": nan, **scores})
         point = Point(
             time_s=self.now,
             samples=status.samples,

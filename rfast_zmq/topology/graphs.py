@@ -12,7 +12,7 @@ roots of W          ``pull_roots``                           nodes from which mo
 roots of A          ``push_roots``                           nodes to which everybody's gradient mass drains
 ==================  =======================================  ===================================================
 
-The two graphs share a root, or the pair is refused (R-FAST, arXiv 2307.11617; DESIGN.md section 1, invariant I2).
+The two graphs share a root, or the pair is refused (R-FAST, arXiv 2307.11617; ``docs/algorithm.md``, invariant I2).
 Edges are keyed the way they travel, (source, destination), in both graphs.
 """
 
@@ -86,6 +86,11 @@ class Topology:
     def nodes(self) -> int:
         """Number of nodes n; ranks are 0 … n − 1."""
         return len(self.names)
+
+    def called(self, rank: int) -> str:
+        """A node as people are told of it: by its name, and its rank where the name does not say it."""
+        name = self.names[rank]
+        return f"node {name}" if name == str(rank) else f"node {name} (rank {rank})"
 
     def pull_in(self, node: int) -> tuple[int, ...]:
         """In_W(node): the nodes whose models it takes, ascending."""

@@ -53,7 +53,7 @@ def breadth_first(root: int, neighbours: Sequence[Iterable[int]]) -> Tree:
         neighbours: per node the nodes one step farther out: the out-neighbours in W for the pull tree, the
             in-neighbours in A for the push tree.
 
-    Source: DESIGN.md section 4, "trees: breadth-first, ties: the lowest rank".
+    Source: ``docs/algorithm.md``: breadth-first, ties to the lowest rank.
     """
     parent: list[int | None] = [None] * len(neighbours)
     seen = {root}

@@ -19,8 +19,8 @@ from zmq.utils.monitor import recv_monitor_message
 from rfast_zmq.core.events import Edge
 from rfast_zmq.errors import UsageError
 
-COPY_BELOW_BYTES = 64 * 1024
-"""A shorter message is copied: cheaper than ZeroMQ's book-keeping for one that is not."""
+COPY_SENT_BELOW_BYTES, COPY_RECEIVED_BELOW_BYTES = 512 * 1024, 64 * 1024
+"""A shorter payload is copied once: cheaper than the book-keeping of one that is not, which wakes another thread."""
 RECONNECT_MS = 100
 """Between two tries to connect, without back-off: a child that already computes must not stay unheard for seconds."""
 BUFFER_LEAST_BYTES, BUFFER_MOST_BYTES = 64 * 1024, 1 << 20
@@ -88,7 +88,7 @@ class Inlet:
         self, context: zmq.Context[zmq.Socket[bytes]], address: str, frame_bytes: int, bucket_bytes: int, what: str
     ) -> None:
         self._socket = context.socket(zmq.PULL)
-        self._copy = bucket_bytes < COPY_BELOW_BYTES
+        self._copy = bucket_bytes < COPY_RECEIVED_BELOW_BYTES
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.RCVHWM, 1)
         self._socket.setsockopt(zmq.RCVBUF, _buffer_bytes(bucket_bytes))
@@ -132,7 +132,7 @@ class Outlet:
         self.connected = asyncio.Event()
         self.lost = asyncio.Event()
         """The connection was there and is gone (set once, cleared when it is back)."""
-        self._copy = bucket_bytes < COPY_BELOW_BYTES
+        self._copy = bucket_bytes < COPY_SENT_BELOW_BYTES
         self._socket = context.socket(zmq.PUSH)
         for option, value in (
             (zmq.LINGER, 0),

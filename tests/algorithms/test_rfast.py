@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulate.reference import random_graphs
 
-from rfast_zmq.algorithms import algorithm
-from rfast_zmq.core.events import Edge, LinkReady, ModelWanted, Send, Transmit
+from rfast_zmq.algorithms import NodeConfig, RFast, algorithm
+from rfast_zmq.core.events import Edge, GradientReady, LinkReady, ModelWanted, RunGradient, Send, Transmit
 from rfast_zmq.errors import UsageError
 from rfast_zmq.task.flat import Entry, Group, Layout
-from rfast_zmq.topology import FAMILIES, Topology, from_edges
+from rfast_zmq.topology import FAMILIES, Topology, build, from_edges
 
 from .network import KINDS, Network, Operation, Quadratic, Solo, fingerprint, topology_of
 
@@ -333,3 +333,19 @@ def test_before_its_first_gradient_an_edge_says_zero() -> None:
     (action,) = solo.node.handle(LinkReady(0.0, Edge("A", 0, 1), 0))
     assert isinstance(action, Transmit)
     assert action.message.payload.item() == 0.0
+
+
+def test_a_parameter_groups_factor_scales_its_step() -> None:
+    """Two groups, the second with a tenth of γ: after one step each has moved by its own γ times the gradient."""
+    entries = [Entry("a", (2,), "parameter", 0, 0), Entry("b", (3,), "parameter", 1, 2)]
+    layout = Layout.build(entries, [Group(True), Group(True, 0.1)], torch.float64, 100)
+    start = torch.zeros(5, dtype=torch.float64)
+    node = RFast(
+        NodeConfig(rank=0, topology=build("line", 1), layout=layout, initial=(start,), optimizer="sgd", lr=0.5)
+    )
+    for _ in range(2):
+        (run,) = (a for a in node.handle(ModelWanted(0.0)) if isinstance(a, RunGradient))
+        node.handle(GradientReady(0.0, (torch.ones(5, dtype=torch.float64),), 1, 0.0, run.rounds, 1.0))
+    exported = node.export()
+    assert exported is not None
+    assert exported[0].tolist() == pytest.approx([-0.5, -0.5, -0.05, -0.05, -0.05])
