@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from bare import cpu_s_per_message
 from common import (
     MNIST,
     arguments,
@@ -59,6 +60,8 @@ def main() -> None:
                 "samples_over_simulated": ratio(run.target_samples, virtual.target_samples),
                 "communication_cores": run.communication_cpu_s / run.wall_s,
                 "cores": run.cpu_s / run.wall_s,
+                "communication_us_per_message": run.communication_cpu_s / run.messages_sent * 1e6,
+                "bare_us_per_message": cpu_s_per_message(run.bytes_sent // run.messages_sent, 100.0) * 1e6,
                 "messages_s": run.messages_sent / run.wall_s,
                 "megabytes_s": run.bytes_sent / run.wall_s / 1e6,
                 "staleness_rounds": run.staleness_rounds,

@@ -1,9 +1,10 @@
-"""MNIST from a file you have: ``--data FILE.npz`` with ``x`` uint8 (N, 28, 28) and ``y`` (N,); the last fifth tests.
+"""MNIST from a file you have: ``--data FILE.npz`` with ``x`` uint8 (N, 28, 28) and ``y`` (N,); a fifth, drawn at random
+(the file's later half is easier), tests.
 
 ``--model mlp``: a 784-128-10 perceptron. ``--model logreg``: softmax regression with an L2 term of 1e-4, which is
 strongly convex: the task of the R-FAST paper.
 
-    rfast run nodes/mnist.py --data mnist.npz --nodes 8 --split label --global-batch 256 --lr 0.008
+    rfast run nodes/mnist.py --data mnist.npz --nodes 8 --split label
 """
 
 import numpy as np
@@ -38,8 +39,7 @@ class Mnist(Task):
         if pixels.shape[1:] != (28, 28) or labels.shape != pixels.shape[:1] or len(labels) < 5:
             raise UsageError(f"--data {self.settings.data}: x is {pixels.shape}, y is {labels.shape}; {WANTED}")
         x, y = torch.tensor(pixels).flatten(1).float() / 255, torch.tensor(labels).long()
-        order = np.random.default_rng(0).permutation(len(y))  # the file's order is not random: its later half is easier
-        train, test = np.split(order, [len(y) * 4 // 5])
+        train, test = np.split(np.random.default_rng(0).permutation(len(y)), [len(y) * 4 // 5])
         self.test = x[test], y[test]
         mine = train[self.shard(y[train])]
         return x[mine], y[mine]

@@ -39,7 +39,7 @@ def test_every_file_is_here_is_short_and_explains_itself() -> None:
     for file in files:
         text = file.read_text()
         assert text.startswith('"""')
-        assert len(text.splitlines()) <= 60
+        assert len(text.splitlines()) <= 64
         assert "main(" in text
         cls = load_task(str(file))
         Settings().resolved(cls.defaults)

@@ -9,13 +9,12 @@ gradients of its subtree, the root descends along the total, the model flows dow
     RECV A     a child's record = mean of what it said since this node's last report left (its newest at the root), with
                the newest c; UP
     UP         S = own record + Σ children's, recomputed, never added to.  Not the root: news for the parent.
-               The root: f = (S.c − last)/B, at most 1;  f > 0: news for the children
-    hand out   (a model leaves the root, or f ≥ ¼)  DESCEND(S.g/S.w, f, τ = P − S.V/S.w);  last ← S.c
+               The root: f = (S.c − last)/B, at most 1;  f > 0: DESCEND(S.g/S.w, f, τ = P − S.V/S.w), last ← S.c, news
+               for the children
     RECV W     take the model up; news for the children
 
 A child whose c has not moved for K = 10 rounds of P is set aside: its g, w and V leave the sum until it moves.
-DESCEND is :mod:`rfast_zmq.core.descent`. It waits for a model to leave because an iterate that nobody is given need not
-be made: f adds up, and the sum is the newest then.
+DESCEND is :mod:`rfast_zmq.core.descent`.
 
 Source: ``docs/algorithm.md``, changes 1 to 9; Algorithm 1: arXiv 2307.11617.
 """
@@ -48,9 +47,6 @@ from rfast_zmq.core.skeleton import Skeleton
 
 ASIDE_ROUNDS = 10.0
 """K: a child whose count has not moved for so many rounds is set aside."""
-TOGETHER_ROUNDS = 1 / 4
-"""Reports that come while less progress than this is pending wait for the next model to leave: an iterate that nobody
-is given need not be made (half the descents, and the same samples to target)."""
 PACE_OF_ROUND = 1 / 8
 """C, as a part of a round's time."""
 IDLE_PACES = 2.0
@@ -268,52 +264,34 @@ class RFastTree(Skeleton):
         if not self._closing.running:
             return []
         state = self._state[b]
-        actions, progress = state.look(), self._progress(state)
-        if progress <= 0.0:
-            return actions
-        if progress >= TOGETHER_ROUNDS or not self.out_edges:
-            self._descend(b, now)
-        return actions + self._mark("W", b)
-
-    def _progress(self, state: TreeBucket) -> float:
-        """Rounds counted since the last descent."""
-        c = state.own.c + sum(child.c for child in state.children.values())
-        return (c - state.last) / self.config.global_batch
-
-    def _descend(self, b: int, now: float) -> None:
-        """DESCEND with all that has come since the last time (if anything has)."""
-        state, descent = self._state[b], self._descent[b]
-        f = min(self._progress(state), 1.0)
+        actions = state.look()
         g, w, wv, c = state.total()
-        if f <= 0.0 or g is None or w <= 0.0:
-            return
-        assert state.x is not None
+        f = min((c - state.last) / self.config.global_batch, 1.0)
+        if g is None or w <= 0.0 or f <= 0.0:
+            return actions
         state.last = c
-        d = g / w
-        if descent is None:
-            state.x = d
-        else:
-            state.staleness = max(state.rounds - wv / w, 0.0)
-            lr = self.config.lr * self.config.lr_schedule(self.root_rounds)
-            state.x = descent.step(state.x, d, f, state.staleness, lr)
-        state.rounds += f
+        self._descend(b, g / w, f, max(state.rounds - wv / w, 0.0))
         if b == 0:
             self._meter.descended(now, f)
             self.round_s = self._meter.round_s
             self.root_pace_s = self.config.pace_s if self.config.pace_s is not None else self.round_s * PACE_OF_ROUND
-        self.root_rounds = min(s.rounds for s in self._state)
+        return actions + self._mark("W", b)
 
-    def _enter(self, phase: Phase, now: float) -> list[Action]:
-        if self.is_root and self._closing.running:
-            for b in range(self.buckets):
-                self._descend(b, now)
-        return super()._enter(phase, now)
+    def _descend(self, b: int, d: Tensor, f: float, tau: float) -> None:
+        """DESCEND, or, for running averages, take the mean as it is."""
+        state, descent = self._state[b], self._descent[b]
+        assert state.x is not None
+        if descent is None:
+            state.x = d
+        else:
+            state.staleness = tau
+            state.x = descent.step(state.x, d, f, tau, self.config.lr * self.config.lr_schedule(self.root_rounds))
+        state.rounds += f
+        self.root_rounds = min(s.rounds for s in self._state)
 
     def _payload(self, edge: Edge, bucket: int, now: float) -> tuple[Tensor, dict[str, Number]] | None:
         state = self._state[bucket]
         if edge.graph == "W":
-            if self.is_root and self._closing.running:
-                self._descend(bucket, now)
             return None if state.x is None else (state.x, {"P": state.rounds})
         g, w, wv, c = state.total()
         if g is None:

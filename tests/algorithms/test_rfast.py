@@ -171,7 +171,7 @@ def test_the_graphs_need_be_neither_the_same_nor_strongly_connected(seed: int) -
 
 
 def test_it_takes_plain_descent_only_and_says_so() -> None:
-    with pytest.raises(UsageError, match="--optimizer nadam: rfast takes sgd"):
+    with pytest.raises(UsageError, match="--algorithm rfast takes sgd"):
         algorithm("rfast", "nadam")
     with pytest.raises(UsageError, match=r"--algorithm rfest: one of .* \(did you mean rfast\?\)"):
         algorithm("rfest", "sgd")

@@ -220,7 +220,7 @@ def test_five_hosts_with_real_packet_loss(namespaces: list[str], tmp_path: Path,
     found = result_of(started[-1], within_s=120)
     for other in started[:-1]:
         assert result_of(other, within_s=30)["per_node"][0]["gradients"] > 0
-    assert found["accuracy"] >= 0.94
+    assert found["accuracy"] >= 0.92
     assert found["samples"] >= 16000
     dropped = 0
     for name in namespaces:

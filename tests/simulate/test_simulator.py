@@ -106,7 +106,7 @@ def test_a_leaf_that_is_halted_for_ever_is_set_aside_and_the_others_reach_their_
     run = Simulator(made, halts=[Halt(6, 2.0)], latency_s=0.001).run()
     assert run.result.set_aside == [6]
     assert run.result.missing == [6]
-    assert [line for _, line in run.said] == ["6 is silent: set aside"]
+    assert [line for _, line in run.said] == ["node 6 has been silent for 10 rounds: set aside until it moves"]
     assert survivors_error(run, made, 6) < 5e-5
     assert run.result.extra["error"] > 1e-3
     at_s = run.said[0][0]
@@ -121,7 +121,10 @@ def test_a_halted_leaf_costs_the_others_neither_pace_nor_progress() -> None:
 def test_a_leaf_that_moves_again_counts_again() -> None:
     run = simulate(rounds=150, halts=(Halt(6, 2.0, 6.0),), **HARSH)
     ended_well(run)
-    assert [line for _, line in run.said] == ["6 is silent: set aside", "6 moves: counts again"]
+    assert [line for _, line in run.said] == [
+        "node 6 has been silent for 10 rounds: set aside until it moves",
+        "node 6 moves: counts again",
+    ]
     assert run.said[1][0] >= 6.0
     assert run.result.extra["error"] < 2e-5
 
