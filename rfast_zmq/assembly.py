@@ -84,7 +84,7 @@ class Plan:
             lr=s.lr,
             momentum=s.momentum,
             weight_decay=s.weight_decay,
-            lr_schedule=worker.task.lr_schedule,
+            lr_schedule=worker.lr_schedule,
             weight=worker.weight,
             incarnation=incarnation,
             pace_s=s.pace,

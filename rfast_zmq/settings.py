@@ -1,6 +1,7 @@
 """What a run is told: every flag of ``rfast run``, ``rfast node`` and ``rfast simulate``, as plain data.
 
-A field left at None takes the task's default (``Task.defaults``), then the one in :data:`DEFAULTS`.
+A field left at None takes the task's default (``Task.defaults``), then the one in :data:`DEFAULTS`. As JSON they repeat
+a run: ``config.json`` of ``--out`` holds them, and ``--config`` starts from them.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
+
+import msgspec
 
 from rfast_zmq.errors import UsageError
 
@@ -96,6 +99,29 @@ class Settings:
                 raise UsageError(f"the task's defaults name {name!r}; a task has a say in {', '.join(open_ones)}")
         chosen = {**DEFAULTS, **task_defaults}
         return replace(self, **{k: v for k, v in chosen.items() if getattr(self, k) is None})
+
+    def to_json(self) -> str:
+        """All fields as one JSON object, which :meth:`from_json` reads."""
+        return msgspec.json.encode(self).decode()
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Settings:
+        """What :meth:`to_json` wrote. A field that is not there keeps its default; nothing is converted.
+
+        Raises:
+            UsageError: no JSON object, an unknown field, a value of another type or out of range.
+        """
+        try:
+            given = msgspec.json.decode(text, type=dict[str, Any])
+            known = [f.name for f in fields(cls)]
+            for name in given:
+                if name not in known:
+                    raise UsageError(f"{name}: no such setting; there are {', '.join(known)}")
+            return msgspec.convert(given, cls)
+        except (ValueError, RecursionError) as error:  # all of msgspec's are ValueErrors
+            what, _, where = str(error).partition(" - at ")
+            name = where.strip("`").removeprefix("$.")
+            raise UsageError(f"{name}: {what}" if name else f"no settings: {what}") from None
 
     @property
     def count(self) -> int:

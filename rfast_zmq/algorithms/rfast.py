@@ -49,6 +49,8 @@ class _Bucket:
         """ρ̃"""
         self.rho: dict[int, Tensor] = {}
         self.push_in = push_in
+        self.letter = False
+        """S3 as it is written, instead of its form without drift."""
 
     def start(self, x: Tensor) -> None:
         self.x = self.v = x
@@ -70,14 +72,13 @@ class _Bucket:
 
     def track(self, gradient: Tensor) -> None:
         """S3, S5. With z from I1, h = z + Σ (ρ_in − ρ̃) + g⁺ − g is g⁺ + Σ ρ_in − Σ ρ_out: so no rounding piles up."""
-        if self.g is None:
+        if self.g is None or self.z is None:
             self.g = self.z = gradient
             return
-        h = gradient.clone()
-        for rho in self.heard_rho.values():
-            h.add_(rho)
-        for rho in self.rho.values():
-            h.sub_(rho)
+        if self.letter:
+            h = self.z + sum(rho - self.used_rho[j] for j, rho in self.heard_rho.items()) + gradient - self.g
+        else:
+            h = gradient + sum(self.heard_rho.values()) - sum(self.rho.values())
         self.used_rho = dict(self.heard_rho)
         self.z = self.a_self * h
         self.rho = {j: self.rho[j] + a * h for j, a in self.a.items()}
@@ -121,6 +122,18 @@ class RFast(Skeleton):
         if config.initial is not None:
             for state, x in zip(self._state, config.initial, strict=True):
                 state.start(x)
+
+    def by_the_letter(self, pull: float, push: float) -> None:
+        """Run the published lines as they stand, for a replay: w_ii and a_ii as a file gives them (not what the others
+        leave of 1, which rounding makes differ), and S3 with the z of the step before.
+        """
+        for state in self._state:
+            state.w_self, state.a_self, state.letter = pull, push, True
+
+    @property
+    def state(self) -> tuple[_Bucket, ...]:
+        """x, z, g, ρ and ρ̃ of each bucket, to be looked at."""
+        return tuple(self._state)
 
     def _ready(self) -> bool:
         return all(state.x is not None for state in self._state)

@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from rfast_zmq.core.control import COUNT_MOST, Phase
+from rfast_zmq.core.control import COUNT_MOST, Phase, bounded
 from rfast_zmq.core.descent import Descent
 from rfast_zmq.core.events import (
     Action,
@@ -47,6 +47,8 @@ from rfast_zmq.core.skeleton import Skeleton
 
 ASIDE_ROUNDS = 10.0
 """K: a child whose count has not moved for so many rounds is set aside."""
+WEIGHT_LEAST = 1e-9
+"""A record of less weight is none."""
 PACE_OF_ROUND = 1 / 8
 """C, as a part of a round's time."""
 IDLE_PACES = 2.0
@@ -125,14 +127,16 @@ class TreeBucket:
             g = g + r.g if i == 0 else g.add_(r.g)
         return g, sum(r.w for r in said), sum(r.wv for r in said), c
 
-    def look(self) -> list[Action]:
-        """Set aside the children that do not move."""
-        actions: list[Action] = []
-        for rank, child in self.children.items():
-            if child.g is not None and not child.aside and self.rounds - child.moved_at > ASIDE_ROUNDS:
-                child.aside = True
-                actions.append(SetAside(rank))
-        return actions
+    def look(self) -> bool:
+        """Set aside the children that do not move; True if there were such."""
+        still = [
+            child
+            for child in self.children.values()
+            if child.g is not None and not child.aside and self.rounds - child.moved_at > ASIDE_ROUNDS
+        ]
+        for child in still:
+            child.aside = True
+        return bool(still)
 
     def report_left(self) -> None:
         """What is in the windows was said: the next entry begins new ones."""
@@ -183,6 +187,7 @@ class RFastTree(Skeleton):
         self._state = [TreeBucket(self.push_children) for _ in layout.buckets]
         self._descent: list[Descent | None] = [None] * self.buckets
         self._meter = PaceMeter()
+        self._aside: tuple[int, ...] = ()
         if self.is_root:
             assert config.initial is not None, "the root starts from a model"
             for state, x in zip(self._state, config.initial, strict=True):
@@ -241,22 +246,27 @@ class RFastTree(Skeleton):
         state = self._state[b]
         if message.edge.graph == "W":
             had = self._ready()
-            state.x, state.rounds = message.payload, float(numbers["P"])  # type: ignore[arg-type]
-            aside = state.look()
-            ready = [] if had or not self._ready() else [Ready()]
-            return [*ready, *self._mark("W", b), *aside, *(self._mark("A", b) if aside else [])]
-        child, w, c = state.children[message.edge.src], float(numbers["w"]), int(numbers["c"])  # type: ignore[arg-type]
-        if w <= 0.0:
+            state.x, state.rounds = message.payload, bounded(numbers["P"])
+            actions: list[Action] = [] if had or not self._ready() else [Ready()]
+            actions += self._mark("W", b)
+            if state.look():
+                actions += self._told_aside() + self._mark("A", b)
+            return actions
+        child, w, c = state.children[message.edge.src], bounded(numbers["w"]), int(numbers["c"])  # type: ignore[arg-type]
+        if w < WEIGHT_LEAST:
             return []
-        actions: list[Action] = []
         if c > child.c or child.g is None:
-            child.moved_at = state.rounds
-            if child.aside:
-                child.aside = False
-                actions.append(CountsAgain(message.edge.src))
+            child.moved_at, child.aside = state.rounds, False
         alone = self.is_root or bool(numbers["final"])
-        child.add(message.payload, w, float(numbers["wV"]), max(c, child.c), alone=alone)  # type: ignore[arg-type]
-        return actions + self._up(b, now)
+        child.add(message.payload, w, bounded(numbers["wV"]), max(c, child.c), alone=alone)
+        return self._told_aside() + self._up(b, now)
+
+    def _told_aside(self) -> list[Action]:
+        """Who was set aside, or counts again, since this was last said: once a node, however many its buckets."""
+        now, before = self._set_aside(), self._aside
+        self._aside = now
+        aside: list[Action] = [SetAside(rank) for rank in now if rank not in before]
+        return aside + [CountsAgain(rank) for rank in before if rank not in now]
 
     def _up(self, b: int, now: float) -> list[Action]:
         if not self.is_root:
@@ -264,7 +274,7 @@ class RFastTree(Skeleton):
         if not self._closing.running:
             return []
         state = self._state[b]
-        actions = state.look()
+        actions = self._told_aside() if state.look() else []
         g, w, wv, c = state.total()
         f = min((c - state.last) / self.config.global_batch, 1.0)
         if g is None or w <= 0.0 or f <= 0.0:

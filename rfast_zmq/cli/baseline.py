@@ -5,9 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 
 from rfast_zmq.assembly import Plan
+from rfast_zmq.cli.outcome import Outcome
 from rfast_zmq.simulate import Simulation, Simulator
 
 EVALUATIONS = 100
+
+
+def add_baseline(outcome: Outcome) -> None:
+    """Train on one machine what the run trained, unless the run broke off. Ctrl-C leaves it out, and the run is kept."""
+    if outcome.run.result.trouble is not None or outcome.interrupted:
+        return
+    try:
+        outcome.baseline = one_machine(outcome.plan, outcome.run.result.samples)
+    except KeyboardInterrupt:
+        outcome.interrupted = True
 
 
 def one_machine(plan: Plan, samples: int) -> Simulation:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,77 +11,112 @@ from cyclopts import Group, Parameter
 
 from rfast_zmq.errors import UsageError
 from rfast_zmq.settings import Settings
+from rfast_zmq.topology import is_file
 
 if TYPE_CHECKING:
     from rfast_zmq.assembly import Plan
     from rfast_zmq.task import Task
 
 _RUN = Parameter(group=Group("The run", sort_key=1))
-_LEARNING = Parameter(group=Group("Learning", help="Where not given, the task's own value.", sort_key=2))
+_LEARNING = Parameter(group=Group("Learning", sort_key=2))
 _TIMES = Parameter(group=Group("Emulated machines and links, and the pace of messages", sort_key=3))
-_OUTPUT = Parameter(group=Group("Output", sort_key=4))
+_JUDGING = Parameter(group=Group("How good it is", sort_key=4))
+_OUTPUT = Parameter(group=Group("Output", sort_key=5))
+
+Config = Annotated[
+    Path | None,
+    Parameter(
+        group=Group("The run", sort_key=1),
+        help="Start from the settings of an earlier run: the config.json of its --out. Flags that are given win.",
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flags:
-    """One field a field of :class:`Settings` (but for the task's own options), with the same default or None for it."""
+    """One field a field of :class:`Settings` (but for the task's own options); None: not given."""
 
     nodes: Annotated[int | None, _RUN] = None
-    """Number of nodes: if not given, those of the topology's file, or 7."""
-    topology: Annotated[str, _RUN] = "binary-tree"
-    """binary-tree, line, star, ring, exponential, mesh, complete, random:K, or a TOML file."""
-    algorithm: Annotated[str, _RUN] = "rfast-tree"
-    """rfast-tree, or rfast: Algorithm 1 as published."""
+    """Number of nodes. Default: those of the topology's file, or 7."""
+    topology: Annotated[str | None, _RUN] = None
+    """binary-tree, line, star, ring, exponential, mesh, complete, random:K, or a TOML file. Default: binary-tree."""
+    algorithm: Annotated[str | None, _RUN] = None
+    """rfast-tree, or rfast: Algorithm 1 as published. Default: rfast-tree."""
     split: Annotated[str | None, _RUN] = None
-    """How the samples are dealt to the nodes: iid, label or dirichlet:ALPHA."""
+    """How the samples are dealt to the nodes: iid, label or dirichlet:ALPHA. Default: the task's own, or iid."""
     samples: Annotated[int | None, _RUN] = None
-    """End after so many samples of all nodes together."""
+    """End after so many samples of all nodes together. Default: the task's own; if it has none, the run goes on until
+    --target or Ctrl-C (a simulation must have one)."""
     target: Annotated[float | None, _RUN] = None
-    """End when the accuracy reaches this."""
+    """End when the accuracy reaches this. Default: the task's own, or none."""
     optimizer: Annotated[str | None, _LEARNING] = None
-    """nadam, adam, sgd, momentum or nesterov."""
+    """nadam, adam, sgd, momentum or nesterov. Default: the task's own, or nadam."""
     lr: Annotated[float | None, _LEARNING] = None
-    """Learning rate."""
+    """Learning rate, for batches of B. Default: the task's own, or 0.01."""
     momentum: Annotated[float | None, _LEARNING] = None
-    """Momentum; Adam's beta 1."""
+    """Momentum; Adam's beta 1. Default: the task's own, or 0.9."""
     weight_decay: Annotated[float | None, _LEARNING] = None
-    """Decoupled weight decay."""
+    """Decoupled weight decay. Default: the task's own, or 0."""
     global_batch: Annotated[int | None, _LEARNING] = None
-    """B: samples of a round, of all nodes together."""
+    """B: samples of a round, of all nodes together. Default: the task's own, or 256."""
     report_batch: Annotated[int | None, _LEARNING] = None
-    """Samples of one gradient and report; if not given, an eighth of a node's share of B."""
+    """Samples of one gradient and report. Default: the task's own, or an eighth of a node's share of B."""
     compute: Annotated[str | None, _TIMES] = None
     """Emulated seconds of a gradient over a node's share of B: none, constant:S, uniform:A:B, lognormal:MEDIAN:SIGMA.
-    If not given: none, and constant:0.1 in a simulation."""
-    straggler: Annotated[tuple[str, ...], _TIMES] = ()
+    Default: none; in a simulation constant:0.1."""
+    straggler: Annotated[tuple[str, ...] | None, _TIMES] = None
     """RANK:FACTOR: this node takes FACTOR times as long. May be given several times."""
     pace: Annotated[float | None, _TIMES] = None
-    """Least seconds between two messages of a link; if not given, an eighth of a round as the root measures it."""
+    """C: least seconds between two messages of a link. Default: under rfast-tree an eighth of a round, as the root
+    measures it; under rfast no pace."""
     resend: Annotated[float | None, _TIMES] = None
-    """Seconds after which an idle link says its newest again."""
-    drop: Annotated[float, _TIMES] = 0.0
-    """Probability that a received message is lost."""
-    duplicate: Annotated[float, _TIMES] = 0.0
-    """Probability that a received message arrives twice."""
-    reorder: Annotated[float, _TIMES] = 0.0
-    """Probability that a received message changes places with a later one."""
-    seed: Annotated[int, _RUN] = 0
-    """Of everything drawn."""
+    """Seconds after which an idle link says its newest again. Default: under rfast-tree 2 C; under rfast never."""
+    drop: Annotated[float | None, _TIMES] = None
+    """Probability that a received message is lost. Default: 0."""
+    duplicate: Annotated[float | None, _TIMES] = None
+    """Probability that a received message arrives twice. Default: 0."""
+    reorder: Annotated[float | None, _TIMES] = None
+    """Probability that a received message changes places with a later one. Default: 0."""
+    seed: Annotated[int | None, _RUN] = None
+    """Of everything drawn. Default: 0."""
     data: Annotated[str | None, _RUN] = None
-    """The task's data file."""
-    evaluate_every: Annotated[float, _RUN] = 1.0
-    """Rounds between two evaluations."""
-    device: Annotated[str, _RUN] = "auto"
-    """Where gradients are computed: cpu, cuda, cuda:1, …; auto: a GPU if there is one."""
+    """The task's data file. Default: the task's own, or none."""
+    evaluate_every: Annotated[float | None, _RUN] = None
+    """Rounds between two evaluations. Default: 1."""
+    device: Annotated[str | None, _RUN] = None
+    """Where gradients are computed: cpu, cuda, cuda:1, …; auto: a GPU if there is one. Default: auto."""
 
-    def settings(self, task_options: dict[str, str] | None = None) -> Settings:
-        """The same as :class:`Settings`.
+    def settings(self, base: Settings | None = None) -> Settings:
+        """``base`` with what was given put in its place.
+
+        Args:
+            base: of an earlier run; None: the defaults.
 
         Raises:
             UsageError: a value out of range.
         """
         given = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
-        return Settings(**given, task_options=task_options or {})
+        if base is not None and is_file(given.get("topology", "")):  # it says itself how many nodes there are
+            given.setdefault("nodes", None)
+        return replace(base or Settings(), **given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judging:
+    """What the result is held against."""
+
+    baseline: Annotated[bool, _JUDGING] = False
+    """Afterwards train on one machine at the same hyper-parameters (simulated), and put its accuracy beside ours."""
+    require: Annotated[float | None, _JUDGING] = None
+    """Exit with status 1 if the accuracy ends below this."""
+
+    def check(self) -> None:
+        """
+        Raises:
+            UsageError: a value out of range.
+        """
+        if self.require is not None and not 0 < self.require <= 1:
+            raise UsageError(f"--require {self.require}: an accuracy above 0, at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,12 +129,12 @@ class Output:
     """Print the result as one line of JSON, the last of standard output."""
 
 
-def make_plan(task: str, flags: Flags, task_options: dict[str, str]) -> Plan:
-    """Check flags and task against one another.
+def make_plan(task: str, settings: Settings, task_options: dict[str, str]) -> Plan:
+    """Check settings and task against one another.
 
     Args:
         task: ``FILE.py`` or ``FILE.py:Class``.
-        flags: as given.
+        settings: as given; with task options only of an earlier run.
         task_options: the options that are none of ours, by name without dashes.
 
     Raises:
@@ -109,21 +144,21 @@ def make_plan(task: str, flags: Flags, task_options: dict[str, str]) -> Plan:
     from rfast_zmq.assembly import Plan
     from rfast_zmq.task import load_task
 
-    settings = flags.settings()  # what needs no torch to be refused is refused at once
     cls = load_task(task)
     known = {_plain(name): name for name in cls.options}
-    for name in task_options:
+    options = {**settings.task_options, **task_options}
+    for name in options:
         if _plain(name) not in known:
             raise UsageError(no_such_option(name, cls))
-    if task_options:
-        settings = flags.settings({known[_plain(name)]: text for name, text in task_options.items()})
-    return Plan.make(cls, settings)
+    return Plan.make(
+        cls, replace(settings, task_options={known[_plain(name)]: text for name, text in options.items()})
+    )
 
 
 def own_options() -> list[str]:
     """The names of all flags of run, node and simulate, without dashes."""
-    names = [f.name for cls in (Flags, Output) for f in fields(cls)]
-    more = ["baseline", "require", "latency", "trace", "rank", "name", "insecure", "run-id", "help"]
+    names = [f.name for cls in (Flags, Judging, Output) for f in fields(cls)]
+    more = ["config", "latency", "trace", "halt", "rank", "name", "insecure", "run-id", "help"]
     return [name.replace("_", "-") for name in names] + more
 
 

@@ -7,7 +7,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from rfast_zmq import launch
-from rfast_zmq.cli.flags import Flags, Output, make_plan
+from rfast_zmq.cli.config import read_settings
+from rfast_zmq.cli.flags import Config, Flags, Output, make_plan
 from rfast_zmq.cli.outcome import Outcome, finish, open_folder
 from rfast_zmq.cli.progress import Progress
 from rfast_zmq.errors import RfastError, UsageError
@@ -22,6 +23,7 @@ def node(
     name: str | None = None,
     insecure: bool = False,
     run_id: str | None = None,
+    config: Config = None,
     flags: Annotated[Flags | None, Parameter(name="*")] = None,
     output: Annotated[Output | None, Parameter(name="*")] = None,
     **task_options: str,
@@ -39,17 +41,19 @@ def node(
     insecure
         Allow endpoints that are not of this machine: whoever reaches them can join the run.
     run_id
-        Messages of another run are refused.
+        Tells runs over the same addresses apart: messages of a run with another id are refused. The same on every node.
+        Default: made from topology, algorithm, B, split and seed.
     task_options
         The task's own options, such as --model logreg.
     """
     flags, output = flags or Flags(), output or Output()
-    if not is_file(flags.topology):
+    settings = flags.settings(read_settings(config))
+    if not is_file(settings.topology):
         raise UsageError(
-            f"--topology {flags.topology}: not a file; a run over hosts needs a TOML file with the nodes' names and"
+            f"--topology {settings.topology}: not a file; a run over hosts needs a TOML file with the nodes' names and"
             " endpoints"
         )
-    plan = make_plan(task, flags, task_options)
+    plan = make_plan(task, settings, task_options)
     this = find_node(plan.topology, rank, name)
     folder = open_folder(output.out)
     with Progress(plan, json=output.json, folder=folder, rank=this) as progress:

@@ -150,6 +150,7 @@ def _summary(outcome: Outcome, console: Console) -> None:
 
 def _rows(outcome: Outcome) -> list[tuple[str, str]]:
     plan, result = outcome.plan, outcome.run.result
+    partial = outcome.rank not in (None, plan.topology.root)  # one node, which knows of the run only what comes by
     settings, virtual = plan.settings, " of virtual time" if result.simulated else ""
     rows = []
     if result.accuracy is not None:
@@ -162,14 +163,20 @@ def _rows(outcome: Outcome) -> list[tuple[str, str]]:
         rows.append(("loss", f"{result.loss:.4f}"))
     rows += [(name, f"{value:.4g}") for name, value in result.extra.items()]
     emulated = f" (gradient times emulated: {settings.compute})" if plan.speeds.emulated and not virtual else ""
-    rows.append(("samples", f"{result.samples:,} in {result.rounds:,.1f} rounds of {settings.global_batch}"))
+    if partial:
+        own = sum(int(node["samples"]) for node in result.per_node)
+        rows.append(("own samples", f"{own:,}"))
+        rows.append(("the run", f"{result.rounds:,.1f} rounds of {settings.global_batch}, as last heard"))
+    else:
+        rows.append(("samples", f"{result.samples:,} in {result.rounds:,.1f} rounds of {settings.global_batch}"))
     rows.append(("time", f"{result.wall_s:.1f} s{virtual}{emulated}"))
-    if settings.target is not None:
+    if settings.target is not None and not partial:
         reached = (
             f"after {result.target_s:.1f} s and {result.target_samples:,} samples" if result.target_s else "not reached"
         )
         rows.append((f"accuracy {settings.target:g}", reached))
-    rows.append(("staleness", f"{result.staleness_rounds:.2f} rounds in the mean"))
+    if not partial:
+        rows.append(("staleness", f"{result.staleness_rounds:.2f} rounds in the mean"))
     faults = [f"{times:,} {name}" for name, times in result.faults.items() if times]
     refused = [f"{times:,} refused ({reason})" for reason, times in result.messages_refused.items()]
     sent = f"{result.messages_sent:,} sent, {size(result.bytes_sent)}"
@@ -185,8 +192,8 @@ def _rows(outcome: Outcome) -> list[tuple[str, str]]:
     if len(paces) > 1:
         rows.append(("slow node", slow_node(plan, paces).removeprefix("slow: ")))
     elif result.slowest_node is not None and plan.topology.nodes > 1:
-        slowest = result.slowest_node
-        rows.append(("slowest node", f"{plan.topology.called(int(slowest['rank']))}, {slowest['pace']:,.0f} samples/s"))
+        slowest, of = result.slowest_node, " of the subtree" if partial else ""
+        rows.append((f"slowest node{of}", f"{plan.topology.called(int(slowest['rank']))}, {slowest['pace']:,.0f} samples/s"))
     for label, ranks in (("set aside", result.set_aside), ("did not end", result.missing)):
         if ranks:
             rows.append((label, ", ".join(plan.topology.called(rank) for rank in ranks)))

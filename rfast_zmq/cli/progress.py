@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from math import isfinite
 from statistics import median_high
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -23,6 +23,9 @@ from rfast_zmq.launch import Observer
 from rfast_zmq.results import NodePoint, Point, RunFolder
 from rfast_zmq.simulate import Simulator
 from rfast_zmq.topology import to_toml
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LINE_S = 5.0
 """Seconds between two lines where there is no terminal."""
@@ -60,6 +63,8 @@ class Progress(Observer):
         self.node_points: list[NodePoint] = []
         self.console = make_console(json)
         self._main = plan.topology.root if rank is None else rank
+        self._partial = self._main != plan.topology.root
+        """One node away from the root is watched: it knows of the run only what comes by."""
         self._live = Live(self, console=self.console, refresh_per_second=4, transient=True, redirect_stdout=False)
         self._shows = self.console.is_terminal or not json
         self._reports: dict[int, Mapping[str, Any]] = {}
@@ -100,7 +105,8 @@ class Progress(Observer):
         if before is not None and (since_s := report["time_s"] - before["time_s"]) > 0:
             self._bytes_per_s[rank] = (report["bytes_sent"] - before["bytes_sent"]) / since_s
             if rank == self._main:
-                rate = (report["samples"] - before["samples"]) / since_s
+                counted = "own_samples" if self._partial else "samples"
+                rate = (report[counted] - before[counted]) / since_s
                 self._samples_per_s += (rate - self._samples_per_s) * (0.3 if self._samples_per_s else 1.0)
         self._line_if_due()
 
@@ -135,13 +141,19 @@ class Progress(Observer):
 
     # -------------------------------------------------------------------------------------- what is saved of a failure
 
-    def save(self) -> None:
-        """Metrics so far, of a run that began and will give no more; where they cannot be written, nothing."""
+    def save(self, model: Mapping[str, Tensor] | None = None) -> None:
+        """Metrics so far, of a run that began and will give no more; where they cannot be written, nothing.
+
+        Args:
+            model: the newest there is, to be kept with them.
+        """
         if self.folder is not None and self._started:
             try:
                 self.folder.metrics(self.points)
                 self.folder.nodes(self.node_points)
                 self.folder.baseline(None)
+                if model is not None:
+                    self.folder.model(model)
             except OSError:
                 return
 
@@ -151,8 +163,11 @@ class Progress(Observer):
         """The live panel."""
         if self._main not in self._reports:
             return Group(Text(f"starting {self._what()} …" if not self._started else f"{self._what()}: first round …"))
+        if waiting := self._waiting():
+            return Group(Text(self._what()), Text(waiting))
         head = Table.grid(padding=(0, 2))
-        goal, samples = self.plan.settings.samples, self._reports[self._main]["samples"]
+        goal = None if self._partial else self.plan.settings.samples
+        samples = self._reports[self._main]["samples"]
         bar = ProgressBar(total=goal, completed=min(samples, goal), width=24) if goal else Text("")
         head.add_row(bar, Text(self._progress()))
         body = Table.grid(padding=(0, 3))
@@ -166,22 +181,37 @@ class Progress(Observer):
             return
         if self._main in self._reports:
             self._next_line_s = time.monotonic() + LINE_S
-            cells = [self._progress(), *self._scores()[:2], *self._rates(), self._slow(), self._aside()]
+            cells = [self._waiting()]
+            if not cells[0]:
+                cells = [self._progress(), *self._scores()[:2], *self._rates(), self._slow(), self._aside()]
             self.console.print(Text("  ".join(cell for cell in cells if cell)), soft_wrap=True)
 
     def _what(self) -> str:
         nodes = self.plan.topology.nodes
         return f"{nodes} node{'s' * (nodes != 1)}, {self.plan.topology.name}, {self.plan.settings.algorithm}"
 
+    def _waiting(self) -> str:
+        """What a node away from the root is waiting for before it can do anything; nothing once it has."""
+        at = self._reports[self._main]
+        if not self._partial or at["gradients"]:
+            return ""
+        topology = self.plan.topology
+        parent = topology.pull_tree.parent[self._main]
+        what = "the first gradient" if at["accepted"] else f"the first model from {topology.called(parent)}"
+        return f"{at['time_s']:.1f} s  waiting for {what}"
+
     def _progress(self) -> str:
         at, goal = self._reports[self._main], self.plan.settings.samples
         done = f"{at['samples']:,}" + (f" of {goal:,}" if goal else "") + " samples"
         clock = f"{at['time_s']:.1f} virtual s" if self.virtual else f"{at['time_s']:.1f} s"
+        if self._partial:
+            return f"{clock}  {at['own_samples']:,} own samples  the run's round {at['rounds']:.0f}"
         return f"{clock}  {done}  round {at['rounds']:.0f}"
 
     def _scores(self) -> list[str]:
         newest = self.points[-1] if self.points else None
-        cells = [f"train loss {self._reports[self._main]['loss']:.4f}"]
+        of = " of the subtree" if self._partial and self._has_children() else ""
+        cells = [f"train loss{of} {self._reports[self._main]['loss']:.4f}"]
         if newest is not None and newest.loss is not None:
             cells.insert(0, f"loss {newest.loss:.4f}")
         if newest is not None and newest.accuracy is not None:
@@ -194,8 +224,10 @@ class Progress(Observer):
         fresh = self._fresh()
         sent = sum(rate for rank, rate in self._bytes_per_s.items() if rank in fresh)
         per = "virtual s" if self.virtual else "s"
-        staleness = self._reports[self._main]["staleness_rounds"]
-        return [f"{self._samples_per_s:,.0f} samples/{per}", f"staleness {staleness:.2f} rounds", f"{size(sent)}/{per}"]
+        cells = [f"{self._samples_per_s:,.0f} samples/{per}", f"{size(sent)}/{per}"]
+        if not self._partial:  # only the root knows it
+            cells.insert(1, f"staleness {self._reports[self._main]['staleness_rounds']:.2f} rounds")
+        return cells
 
     def _slow(self) -> str:
         fresh = self._fresh()
@@ -203,13 +235,17 @@ class Progress(Observer):
         slowest, pace = self._reports[self._main]["slowest_rank"], self._reports[self._main]["slowest_pace"]
         if len(paces) > 1:
             return slow_node(self.plan, paces)
-        if slowest >= 0 and isfinite(pace):
-            return f"slowest: {self.plan.topology.called(slowest)}, {pace:,.0f} samples/s"
+        if slowest >= 0 and isfinite(pace) and (not self._partial or self._has_children()):
+            of = " of the subtree" if self._partial else ""
+            return f"slowest{of}: {self.plan.topology.called(slowest)}, {pace:,.0f} samples/s"
         return ""
 
     def _aside(self) -> str:
         aside = self._reports[self._main]["set_aside"]
         return "set aside: " + ", ".join(self.plan.topology.called(rank) for rank in aside) if aside else ""
+
+    def _has_children(self) -> bool:
+        return bool(self.plan.topology.push_tree.children[self._main])
 
     def _fresh(self) -> dict[int, Mapping[str, Any]]:
         newest = max((r["time_s"] for r in self._reports.values()), default=0.0)

@@ -15,7 +15,7 @@ def replay(file: str, /) -> int:
     Parameters
     ----------
     file
-        The schedule as JSON (the format: docs/cli.md); - for standard input.
+        The schedule as JSON (the format: docs/algorithm.md); - for standard input.
     """
     text = _read(file)
     from rfast_zmq.simulate.replay import replay as replayed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +11,12 @@ import torch
 from cyclopts import Parameter
 from torch import Tensor
 
-from rfast_zmq.cli.flags import Flags, Output, make_plan
+from rfast_zmq.cli.baseline import add_baseline
+from rfast_zmq.cli.config import read_settings
+from rfast_zmq.cli.flags import Config, Flags, Judging, Output, make_plan
 from rfast_zmq.cli.outcome import Outcome, finish, open_folder
 from rfast_zmq.cli.progress import Progress
-from rfast_zmq.errors import UsageError
+from rfast_zmq.errors import RfastError, UsageError
 from rfast_zmq.launch import Run
 from rfast_zmq.results import Point
 from rfast_zmq.simulate import Halt, Simulator
@@ -30,7 +31,9 @@ def simulate(
     latency: float = 0.0,
     trace: Path | None = None,
     halt: tuple[str, ...] = (),
+    config: Config = None,
     flags: Annotated[Flags | None, Parameter(name="*")] = None,
+    judging: Annotated[Judging | None, Parameter(name="*")] = None,
     output: Annotated[Output | None, Parameter(name="*")] = None,
     **task_options: str,
 ) -> int:
@@ -49,10 +52,12 @@ def simulate(
     task_options
         The task's own options, such as --model logreg.
     """
-    flags, output = flags or Flags(), output or Output()
-    if flags.compute is None:
-        flags = replace(flags, compute=COMPUTE)
-    plan = make_plan(task, flags, task_options)
+    flags, judging, output = flags or Flags(), judging or Judging(), output or Output()
+    judging.check()
+    settings = flags.settings(read_settings(config))
+    if flags.compute is None and settings.compute == "none":
+        settings = replace(settings, compute=COMPUTE)
+    plan = make_plan(task, settings, task_options)
     halts = Halt.parse(halt, plan.topology.nodes)
     folder = open_folder(output.out)
     with ExitStack() as stack:
@@ -69,15 +74,23 @@ def simulate(
             progress.follow(simulator, point)
 
         progress.started([])
-        done = simulator.run()
+        try:
+            done = simulator.run()
+        except (RfastError, KeyboardInterrupt):
+            progress.node_points = simulator.out.node_points
+            progress.save(None if good is None else simulator.root.worker.state_dict(good))
+            raise
         progress.say_all(done.said)
     state = None if good is None else simulator.root.worker.state_dict(good)
     run = Run(done.result, done.points, done.node_points, state, done.said)
-    return finish(Outcome(plan, run), folder, json=output.json)
+    outcome = Outcome(plan, run, require=judging.require)
+    if judging.baseline:
+        add_baseline(outcome)
+    return finish(outcome, folder, json=output.json)
 
 
 def _writable(path: Path) -> TextIO:
     try:
-        return sys.stdout if str(path) == "-" else path.open("w", encoding="utf-8")
+        return path.open("w", encoding="utf-8")
     except OSError as error:
         raise UsageError(f"--trace {path}: cannot be written: {error.strerror}") from None

@@ -33,6 +33,15 @@ COUNT_MOST = 2**62
 """The largest int that travels: what a peer claims may be anything, and a sum of such must still fit a header."""
 
 
+NUMBER_MOST = 1e15
+"""What a peer says is cut at this, so that no sum of such numbers leaves the range that a header can hold."""
+
+
+def bounded(value: Number, least: float = 0.0) -> float:
+    """A peer's number as a float in [least, :data:`NUMBER_MOST`]."""
+    return min(max(float(value), least), NUMBER_MOST)  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True, slots=True)
 class Count:
     """What is known of a node or of a subtree.
@@ -81,12 +90,12 @@ class Count:
             nodes: how many there are; a rank that none of them has is taken for unknown.
         """
         aside = numbers["aside"]
-        slowest = float(numbers["slowest"])  # type: ignore[arg-type]
+        slowest = bounded(numbers["slowest"])
         rank, trouble = int(numbers["slowest_rank"]), int(numbers["trouble"])  # type: ignore[arg-type]
         return cls(
             samples=int(numbers["samples"]),  # type: ignore[arg-type]
-            weight=float(numbers["weight"]),  # type: ignore[arg-type]
-            weighted_loss=float(numbers["loss"]),  # type: ignore[arg-type]
+            weight=bounded(numbers["weight"]),
+            weighted_loss=bounded(numbers["loss"], -NUMBER_MOST),
             slowest_pace=slowest if slowest > 0 and rank < nodes else inf,
             slowest_rank=rank if rank < nodes else -1,
             set_aside=tuple(r for r in aside if 0 <= r < nodes) if isinstance(aside, list) else (),
@@ -142,16 +151,20 @@ class Closing:
         buckets: number of buckets.
         push_children: whose final word this node collects.
         pull_children: whose leaving it awaits.
+        root: this is the root: it has no parent to miss.
     """
 
-    def __init__(self, buckets: int, push_children: Iterable[int], pull_children: Iterable[int]) -> None:
+    def __init__(
+        self, buckets: int, push_children: Iterable[int], pull_children: Iterable[int], *, root: bool = False
+    ) -> None:
         self.phase = Phase.RUN
         self._buckets = buckets
         self._final: dict[int, set[int]] = {child: set() for child in push_children}
         self._heard_s: dict[int, float] = dict.fromkeys(self._final, -inf)
         self._present = set(pull_children)
         self._gone: set[int] = set()
-        self._since_s = self._parent_s = inf
+        self._since_s = inf
+        self._parent_s = inf if root else -inf
 
     @property
     def running(self) -> bool:
@@ -192,8 +205,8 @@ class Closing:
 
     def may_leave(self, patience_s: float, now: float, set_aside: Collection[int] = ()) -> bool:
         """Has each awaited child of the pull tree left (or had its time to), or is the parent gone?"""
-        if self.phase is Phase.STOP:  # at the root nothing is ever heard of a parent
-            return now - max(self._parent_s, self._since_s) > 2 * patience_s and self._parent_s < inf
+        if self.phase is Phase.STOP:
+            return now - max(self._parent_s, self._since_s) > 2 * patience_s
         awaited = self._present.difference(set_aside)
         return self.phase is Phase.LEAVE and (not awaited or now - self._since_s > patience_s)
 
@@ -201,10 +214,11 @@ class Closing:
         return now - max(self._heard_s[child], self._since_s) > patience_s
 
 
-def patience_s(round_s: float) -> float:
+def patience_s(round_s: float, pace_s: float = 0.0) -> float:
     """How long a closing node goes on hearing nothing before it stops waiting.
 
     Args:
         round_s: seconds of a round, as the root measured it (0.0: unknown).
+        pace_s: least seconds between two messages of an edge; three of them must fit.
     """
-    return max(PATIENCE_LEAST_S, PATIENCE_ROUNDS * round_s)
+    return max(PATIENCE_LEAST_S, PATIENCE_ROUNDS * round_s, 3 * pace_s)

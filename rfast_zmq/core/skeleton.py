@@ -12,7 +12,7 @@ from math import inf, isfinite
 
 from torch import Tensor
 
-from rfast_zmq.core.control import COUNT_NUMBERS, Closing, Count, Phase, merge, patience_s
+from rfast_zmq.core.control import COUNT_NUMBERS, Closing, Count, Phase, bounded, merge, patience_s
 from rfast_zmq.core.events import (
     NEVER,
     Action,
@@ -61,7 +61,7 @@ class Skeleton(Algorithm):
         self.push_parent = push.parent[self.rank]
         self.push_children = push.children[self.rank]
         self._pull_parent = pull.parent[self.rank]
-        self._closing = Closing(self.buckets, self.push_children, pull.children[self.rank])
+        self._closing = Closing(self.buckets, self.push_children, pull.children[self.rank], root=self.is_root)
         self._counter = dict.fromkeys(self.out_edges, 0)
         self._accepted_stamp: dict[tuple[Edge, int], Stamp] = {}
         self._count_stamp: dict[int, Stamp] = {}
@@ -235,11 +235,10 @@ class Skeleton(Algorithm):
         actions: list[Action] = []
         numbers = message.numbers
         if edge.graph == "W":
-            self.root_rounds = max(self.root_rounds, float(numbers["rounds"]))  # type: ignore[arg-type]
+            self.root_rounds = max(self.root_rounds, bounded(numbers["rounds"]))
             if edge.src == self._pull_parent:
                 self._closing.heard_parent(now)
-                self.round_s = float(numbers["round_s"])  # type: ignore[arg-type]
-                self.root_pace_s = float(numbers["pace_s"])  # type: ignore[arg-type]
+                self.round_s, self.root_pace_s = bounded(numbers["round_s"]), bounded(numbers["pace_s"])
             phase = min(int(numbers["phase"]), Phase.LEAVE)  # type: ignore[arg-type]
             if phase > self._closing.phase:
                 actions += self._enter(Phase(phase), now)
@@ -294,7 +293,7 @@ class Skeleton(Algorithm):
         if self._closing.running or self._left:
             return []
         actions: list[Action] = []
-        patience = patience_s(self.round_s)
+        patience = patience_s(self.round_s, self.pace_s)
         if self.is_root and self._closing.all_final(self._set_aside(), patience, now):
             actions += self._enter(Phase.LEAVE, now)
         if self._closing.may_leave(patience, now, self._set_aside()):
@@ -303,7 +302,7 @@ class Skeleton(Algorithm):
         return actions
 
     def _final(self, bucket: int, now: float) -> bool:
-        return self._closing.final(bucket, self._set_aside(), patience_s(self.round_s), now)
+        return self._closing.final(bucket, self._set_aside(), patience_s(self.round_s, self.pace_s), now)
 
     def _mark(self, graph: Graph, bucket: int | None = None) -> list[Action]:
         """There is news for every edge of ``graph`` that starts here."""

@@ -76,6 +76,7 @@ class _Loopback:
         self._orders_given = 0
         self._t0: float | None = None
         self._root_done_s: float | None = None
+        self._told_to_leave = False
 
     def run(self) -> Run:
         folder = Path(tempfile.mkdtemp(prefix="rfast-"))
@@ -85,20 +86,22 @@ class _Loopback:
             self._follow()
             self._collect(folder)
         finally:
-            if before is not None:
-                signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
             self._end_all()
             shutil.rmtree(folder, ignore_errors=True)
         return self.out
 
-    def _count_interrupts(self) -> Any:
+    def _count_interrupts(self) -> dict[signal.Signals, Any]:
+        """Ctrl-C, and SIGTERM alike; what handled them before."""
+
         def count(*_: object) -> None:
             self._interrupts += 1
 
         try:
-            return signal.signal(signal.SIGINT, count)
+            return {number: signal.signal(number, count) for number in (signal.SIGINT, signal.SIGTERM)}
         except ValueError:  # not the main thread: whoever runs us has the signals
-            return None
+            return {}
 
     def _start(self, folder: Path) -> None:
         context = _context()
@@ -206,7 +209,8 @@ class _Loopback:
         if self._root_done_s is None:
             return
         late_s = time.monotonic() - self._root_done_s
-        if late_s > 2.0:
+        if late_s > 2.0 and not self._told_to_leave:
+            self._told_to_leave = True
             self._order("leave")
         if late_s > ENDING_S:
             for child in self.children:

@@ -103,11 +103,13 @@ def node_process(orders: Orders, pipe: Connection) -> None:
         )
         gc.freeze()
         run_loop(_with_launcher(node, pipe))
-        record = {k: torch.as_tensor(v, dtype=None) for k, v in node.algorithm.last_record().items()}
+        record = {k: torch.as_tensor(v) for k, v in node.algorithm.last_record().items()}
         save_file({k: v.clone() for k, v in record.items()}, orders.folder / f"record-{orders.rank}.safetensors")
         if node.is_root and (model := node.final_model()) is not None:
             save_file(model, orders.folder / "model.safetensors")
         watcher.tell("done", {**node.standing(), "wall_s": node.wall_s})
+        sys.stdout.flush()
+        os._exit(0)  # without awaiting a gradient that is still being computed
     except asyncio.CancelledError:
         os._exit(1)
     except BaseException as error:

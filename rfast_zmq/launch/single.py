@@ -27,6 +27,9 @@ from rfast_zmq.results import Point
 from rfast_zmq.topology import to_toml
 from rfast_zmq.transport import Addresses, check_exposure
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
 
 def run_node(
     plan: Plan, rank: int, observer: Observer | None = None, *, insecure: bool = False, run_id: str | None = None
@@ -107,8 +110,10 @@ async def _with_signals(node: Node, watcher: _Here) -> None:
         if asked == 1 and node.is_root:
             watcher.say("stopping: the run ends in order and the model is saved (once more to leave at once)")
             node.stop()
-        else:
+        elif asked == 1:
             node.leave()
+        else:
+            os._exit(INTERRUPTED)  # at once, whatever is being computed
 
     signals = (signal.SIGINT, signal.SIGTERM)
     installed = []

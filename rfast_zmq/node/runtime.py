@@ -33,6 +33,7 @@ from rfast_zmq.core.events import (
     Edge,
     Event,
     GradientReady,
+    Graph,
     Leave,
     LinkReady,
     ModelWanted,
@@ -96,7 +97,7 @@ class Node:
         self._compute_pool = ThreadPoolExecutor(1, f"gradient-{rank}")
         every_rounds = plan.settings.evaluate_every
         self._scorer = Scorer(self.worker, f"evaluate-{rank}", every_rounds, self._scored, self._failed)
-        self._gradient_cpu_s = 0.0
+        self._gradient_cpu0_s = self._gradient_cpu_s = 0.0
         self._halt = threading.Event()
         self._started = False
         self._cpu0_s = time.process_time()
@@ -104,7 +105,6 @@ class Node:
         self._samples = 0
         self.bytes_sent = self.messages_sent = 0
         self.refused: dict[str, int] = {}
-        self.refused_from: dict[str, str] = {}
         self.trouble = -1
         self._fault: BaseException | None = None
 
@@ -139,7 +139,7 @@ class Node:
                 await self._unless_fault(gate())
             self._t0, self._cpu0_s = self._loop.time(), time.process_time()
             self._started = True
-            self.worker.task.on_start()
+            self.worker.hook("on_start")
             self._tell(Started(0.0))
             tasks += [self._spawn(self._receiving(inlet)) for inlet in inlets]
             tasks += [self._spawn(self._sending(outlet)) for outlet in outlets]
@@ -160,7 +160,7 @@ class Node:
             for outlet in outlets:
                 outlet.close()
             context.term()
-            self._compute_pool.shutdown(wait=True, cancel_futures=True)
+            self._compute_pool.shutdown(wait=False, cancel_futures=True)  # a gradient may take long: nobody awaits it
             self._scorer.close()
 
     def stop(self) -> None:
@@ -177,17 +177,19 @@ class Node:
     def _open(self, context: zmq.Context[Any], inlets: list[Inlet], outlets: list[Outlet]) -> None:
         layout = self.worker.layout
         payload_bytes = max(layout.sizes) * layout.dtype.itemsize
-        for graph, what in (("W", "pull"), ("A", "push")):
+        names: dict[Graph, str] = {"W": "pull", "A": "push"}
+        for graph, what in names.items():
             if any(edge.graph == graph for edge in self.algorithm.in_edges):
-                address = self._addresses.bound("W" if graph == "W" else "A", self.rank)
+                address = self._addresses.bound(graph, self.rank)
                 where = f"node {self.name}, {what} endpoint"
-                inlets.append(Inlet(context, address, self.codec.max_frame_bytes, payload_bytes, where))
+                inlets.append(Inlet(context, graph, address, self.codec.max_frame_bytes, payload_bytes, where))
         for edge in self.algorithm.out_edges:
             outlets.append(Outlet(context, edge, self._addresses.target(edge), payload_bytes))
 
     def _first_batch(self) -> None:
         torch.set_num_threads(1)
         self.worker.prefetch()
+        self._gradient_cpu0_s = self._gradient_cpu_s = time.thread_time()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         async def guarded() -> None:
@@ -216,6 +218,8 @@ class Node:
         await asyncio.gather(task, gone, return_exceptions=True)
         if self._fault is not None:
             raise self._fault
+        if not task.cancelled() and (error := task.exception()) is not None:
+            raise error
         if self._gone.is_set() and not self._started:
             raise asyncio.CancelledError
 
@@ -302,21 +306,21 @@ class Node:
             try:
                 message = self.codec.decode(frames)
             except Refused as refused:
-                self._refuse(refused)
+                self._refuse(refused, inlet.graph)
             else:
                 for delivered in self._faults[message.edge].apply(message):
                     self._tell(Received(self._now(), delivered))
             if turn % TURNS == 0:
                 await asyncio.sleep(0)  # a flood on one socket must not starve the loop
 
-    def _refuse(self, refused: Refused) -> None:
+    def _refuse(self, refused: Refused, graph: Graph) -> None:
         first = refused.reason not in self.refused
         self.refused[refused.reason] = self.refused.get(refused.reason, 0) + 1
         if first:
             hint = HINTS.get(refused.reason, "")
             who = self._called(self.rank)
             self._watcher.say(f"{who} refused a message: {refused}{hint} (further ones are only counted)")
-        if refused.reason == "layout" and self.algorithm.export() is None:
+        if refused.reason == "layout" and graph == "W" and self.algorithm.export() is None:
             raise UsageError(
                 f"node {self.name}: the node it takes models from trains another model ({refused});"
                 " start every node with the same task file and the same options"
@@ -342,11 +346,10 @@ class Node:
             for action in algorithm.handle(LinkReady(now, edge, bucket)):
                 if isinstance(action, Transmit):
                     frames = self.codec.encode(action.message)
-                    if outlet.send(frames):
-                        self.bytes_sent += sum(len(frame) for frame in frames)
-                        self.messages_sent += 1
-                    else:
-                        slot.mark(bucket)
+                    while not outlet.send(frames):  # the connection has just gone: what was said must not be lost
+                        await outlet.writable()
+                    self.bytes_sent += sum(len(frame) for frame in frames)
+                    self.messages_sent += 1
                 else:
                     self._do(action)
 
@@ -369,7 +372,7 @@ class Node:
             now, status = self._now(), self.algorithm.status()
             pace = (status.own_samples - before) / max(now - before_s, 1e-9)
             before_s, before = now, status.own_samples
-            self.worker.task.on_report(status)
+            self.worker.hook("on_report", status)
             self._watcher.report({**self.standing(), "time_s": now, "samples_per_s": pace})
             if self.is_root and status.trouble >= 0 and not status.stopping:
                 self.trouble = status.trouble
@@ -415,7 +418,7 @@ class Node:
                 await self._scorer.settled()
             if self._fault is not None:
                 raise self._fault
-        self.worker.task.on_stop()
+        self.worker.hook("on_stop")
 
     # -------------------------------------------------------------------------------------- what is known of it
 
@@ -446,13 +449,14 @@ class Node:
                 for name in ("dropped", "duplicated", "reordered")
             },
             "cpu_s": cpu_s,
-            "communication_cpu_s": cpu_s - self._gradient_cpu_s - self._scorer.cpu_s,
+            "communication_cpu_s": cpu_s - (self._gradient_cpu_s - self._gradient_cpu0_s) - self._scorer.cpu_s,
             "memory_bytes": peak_memory_bytes(),
             "pace_s": self.algorithm.pace_s,
         }
 
     def final_model(self) -> dict[str, Tensor] | None:
         """What to save: the model at the end; the last good one if the run ended in trouble."""
+        self._compute_pool.shutdown(wait=not self.is_root)  # away from the root it is the training module that is saved
         model = self.algorithm.export()
         if model is None:
             return None

@@ -60,20 +60,19 @@ class Scorer:
 
     def close(self) -> None:
         """End the thread."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _score(self, model: tuple[Tensor, ...], point: Point) -> None:
         try:
             scores = await asyncio.get_running_loop().run_in_executor(self._pool, self._evaluate, model)
+            point.accuracy, point.loss = scores.get("accuracy"), scores.get("loss")
+            point.extra = {name: value for name, value in scores.items() if name not in ("accuracy", "loss")}
+            if isfinite(scores.get("loss", 0.0)) and all(is_finite(t) for t in model):
+                self.good_model = model
+            self._worker.hook("on_evaluate", {"accuracy": nan, "loss": nan, **scores})
+            self._scored(point)
         except Exception as error:
             self._failed(error)
-            return
-        point.accuracy, point.loss = scores.get("accuracy"), scores.get("loss")
-        point.extra = {name: value for name, value in scores.items() if name not in ("accuracy", "loss")}
-        if isfinite(scores.get("loss", 0.0)) and all(is_finite(t) for t in model):
-            self.good_model = model
-        self._worker.task.on_evaluate({"accuracy": nan, "loss": nan, **scores})
-        self._scored(point)
 
     def _evaluate(self, model: tuple[Tensor, ...]) -> dict[str, float]:
         torch.set_num_threads(1)

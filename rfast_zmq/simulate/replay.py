@@ -72,6 +72,7 @@ class _Schedule:
     """The file, checked. Shapes: n nodes, P coordinates."""
 
     topology: Topology
+    own_weights: tuple[tuple[float, float], ...]
     h_nP: Tensor
     b_nP: Tensor
     x0_P: Tensor
@@ -92,7 +93,8 @@ class _Schedule:
         n = len(w)
         if w.shape != (n, n) or n > NODES_MAX:
             raise UsageError(f"replay: W is {w.shape[0]}×{w.shape[1]}: must be n×n, with n from 1 to {NODES_MAX}")
-        topology = _topology(w, _array("A", given["A"], (n, n)))
+        a = _array("A", given["A"], (n, n))
+        topology = _topology(w, a)
         x0 = _array("x0", given["x0"], (None,))
         objective = given["objective"]
         if not isinstance(objective, dict) or objective.get("kind") != "quadratic":
@@ -105,6 +107,7 @@ class _Schedule:
             raise UsageError(f"replay: events is {_show(given['events'])}: must be a list of {_FORMS}")
         return cls(
             topology=topology,
+            own_weights=tuple(zip(w.diagonal().tolist(), a.diagonal().tolist(), strict=True)),
             h_nP=torch.from_numpy(h),
             b_nP=torch.from_numpy(b),
             x0_P=torch.from_numpy(x0),
@@ -133,6 +136,7 @@ class _Replay:
             for rank in range(schedule.topology.nodes)
         ]
         for rank, node in enumerate(self._nodes):
+            node.by_the_letter(*schedule.own_weights[rank])
             self._made.update((edge, []) for edge in node.out_edges)
             node.handle(Started(0.0))
             self._compute(rank, "x0")  # g_i = z_i = ∇f_i(x⁰): the start, which is no step and sends nothing
@@ -183,7 +187,7 @@ class _Replay:
         return made[k - 1]
 
     def _outcome(self) -> dict[str, Any]:
-        states = [node._state[0] for node in self._nodes]
+        states = [node.state[0] for node in self._nodes]
         mass = torch.zeros_like(self._schedule.x0_P)
         for state in states:
             assert state.z is not None
@@ -206,7 +210,7 @@ class _Replay:
 
 
 def _topology(w: Array, a: Array) -> Topology:
-    """The two graphs of the matrices' entries off the diagonal; the diagonals are what these leave of 1."""
+    """The two graphs of the matrices' entries off the diagonal."""
     for what, sums in (("row {} of W sums", w.sum(axis=1)), ("column {} of A sums", a.sum(axis=0))):
         for rank, total in enumerate(sums):
             if abs(total - 1.0) > SUM_SLACK:

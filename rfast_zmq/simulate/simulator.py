@@ -132,6 +132,7 @@ class Simulator:
         self.root = self.nodes[plan.topology.root]
         self.out = Simulation(plan.result(simulated=True))
         self._next_evaluation = 0.0
+        self._troubled = False
 
     def run(self) -> Simulation:
         """Run to the end: every node has left, or nothing can happen any more."""
@@ -141,7 +142,7 @@ class Simulator:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.plan.settings.seed)
                 for node in self.nodes:
-                    node.worker.task.on_start()
+                    node.worker.hook("on_start")
                     self._tell(node, Started(0.0))
                 gone_s = inf
                 while self._heap and not all(node.gone for node in self.nodes) and self.now <= gone_s + AFTER_ROOT_S:
@@ -180,7 +181,8 @@ class Simulator:
         if self._trace is not None:
             self._write(node, event)
         actions = node.algorithm.handle(event)
-        if node is self.root:
+        if node is self.root and not node.stopping:
+            self._mind_trouble()
             self._evaluate()
         for action in actions:
             self._do(node, action)
@@ -265,7 +267,7 @@ class Simulator:
 
     def _leave(self, node: _Node) -> None:
         node.gone = True
-        node.worker.task.on_stop()
+        node.worker.hook("on_stop")
         for peer in self.nodes:
             if any(edge.dst == node.rank for edge in peer.algorithm.out_edges):
                 self._left(peer, node.rank)
@@ -275,6 +277,14 @@ class Simulator:
 
     # -------------------------------------------------------------------------------------- what is noted
 
+    def _mind_trouble(self) -> None:
+        """A loss somewhere is no longer finite: the run ends."""
+        trouble = self.root.algorithm.status().trouble
+        if trouble >= 0 and not self._troubled:
+            self._troubled = True
+            self._say(f"{self.plan.topology.called(trouble)}: the loss is not a finite number")
+            self._at(self.now, lambda: self._tell(self.root, StopWanted(self.now)))
+
     def _evaluate(self) -> None:
         if self.root.algorithm.rounds < self._next_evaluation or self.root.stopping:
             return
@@ -282,9 +292,7 @@ class Simulator:
         self._next_evaluation = status.rounds + self.plan.settings.evaluate_every
         point = self._score()
         target = self.plan.settings.target
-        if status.trouble >= 0 or (target is not None and point is not None and (point.accuracy or 0.0) >= target):
-            if status.trouble >= 0:
-                self._say(f"{self.plan.topology.called(status.trouble)}: the loss is not a finite number")
+        if target is not None and point is not None and (point.accuracy or 0.0) >= target:
             self._at(self.now, lambda: self._tell(self.root, StopWanted(self.now)))
 
     def _score(self) -> Point | None:
@@ -293,7 +301,7 @@ class Simulator:
             return None
         status = self.root.algorithm.status()
         scores = self.root.worker.evaluate(model)
-        self.root.worker.task.on_evaluate({"accuracy": nan, "loss": nan, **scores})
+        self.root.worker.hook("on_evaluate", {"accuracy": nan, "loss": nan, **scores})
         point = Point(
             time_s=self.now,
             samples=status.samples,
@@ -316,7 +324,7 @@ class Simulator:
             pace = (node.samples - samples) / (self.now - since_s)
             self.out.node_points.append(NodePoint(time_s=self.now, rank=node.rank, samples=node.samples, pace=pace))
             node.pace_mark = (self.now, node.samples)
-            node.worker.task.on_report(node.algorithm.status())
+            node.worker.hook("on_report", node.algorithm.status())
 
     def _say(self, line: str) -> None:
         self.out.said.append((self.now, line))

@@ -6,6 +6,7 @@ No clock and no loop: the simulator and the real node share it.
 from __future__ import annotations
 
 import copy
+import hashlib
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -72,6 +73,7 @@ class Worker:
         # Copied now and not when first used: then another thread may be in the middle of a training step.
         self._scored = FlatModel(copy.deepcopy(module), groups=task.parameter_group) if evaluates else None
         self._scoring = threading.Lock()
+        self._drawn = 0
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(self._device))  # what was made above is there by then
 
@@ -100,6 +102,9 @@ class Worker:
             model: per bucket a 1-D float32 tensor, where to take it; only read.
             samples: how many; where the task gives an iterable of batches, one batch is taken as it comes.
 
+        torch's global generator is seeded from (seed, rank, how many gradients before), so that dropout and the like
+        draw the same in a simulation and in a real run, and something else on each node.
+
         Returns:
             Per bucket a fresh 1-D float32 CPU tensor (of averages: this node's contribution), the mean loss, and the
             samples actually done.
@@ -111,8 +116,28 @@ class Worker:
             batch, done = self._feed.draw(samples)
             batch = to_device(batch, self._device)
             self._flat.load(model)
+            torch.manual_seed(_seed(self._settings.seed, self.rank, self._drawn))
+            self._drawn += 1
             gradient, loss = self._flat.gradient(lambda: self.task.training_step(self._flat.module, batch))
             return gradient, loss, done
+
+    def hook(self, name: str, *arguments: object) -> None:
+        """Call one of the task's hooks.
+
+        Raises:
+            TaskError: the user's code raised.
+        """
+        with self._users_code():
+            getattr(self.task, name)(*arguments)
+
+    def lr_schedule(self, rounds: float) -> float:
+        """The task's factor on the learning rate at this progress.
+
+        Raises:
+            TaskError: the user's code raised.
+        """
+        with self._users_code():
+            return float(self.task.lr_schedule(rounds))
 
     def evaluate(self, model: Sequence[Tensor]) -> dict[str, float]:
         """The task's scores of ``model`` (per bucket a 1-D float32 tensor); empty if it has none.
@@ -160,3 +185,8 @@ class Worker:
             raise
         except Exception as error:
             raise TaskError(self.rank, traceback.format_exc()) from error
+
+
+def _seed(*parts: int) -> int:
+    """64 bits from some numbers."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little")

@@ -16,7 +16,7 @@ from typing import Any, cast
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from rfast_zmq.core.events import Edge
+from rfast_zmq.core.events import Edge, Graph
 from rfast_zmq.errors import UsageError
 
 COPY_SENT_BELOW_BYTES, COPY_RECEIVED_BELOW_BYTES = 512 * 1024, 64 * 1024
@@ -75,6 +75,7 @@ class Inlet:
 
     Args:
         context: of the node.
+        graph: which graph.
         address: what to bind.
         frame_bytes: the largest frame that is let in (MAXMSGSIZE); a peer that sends a larger one is disconnected.
         bucket_bytes: the size of a payload.
@@ -85,9 +86,17 @@ class Inlet:
     """
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], address: str, frame_bytes: int, bucket_bytes: int, what: str
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        graph: Graph,
+        address: str,
+        frame_bytes: int,
+        bucket_bytes: int,
+        what: str,
     ) -> None:
+        self.graph = graph
         self._socket = context.socket(zmq.PULL)
+        self._socket.setsockopt(zmq.IPV6, int("[" in address))
         self._copy = bucket_bytes < COPY_RECEIVED_BELOW_BYTES
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.RCVHWM, 1)
@@ -140,11 +149,18 @@ class Outlet:
             (zmq.IMMEDIATE, 1),
             (zmq.SNDBUF, _buffer_bytes(bucket_bytes)),
             (zmq.RECONNECT_IVL, RECONNECT_MS),
+            (zmq.IPV6, int("[" in address)),
         ):
             self._socket.setsockopt(option, value)
         self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        try:
+            self._socket.connect(address)
+        except zmq.ZMQError as error:
+            self._socket.disable_monitor()
+            self._monitor.close()
+            self._socket.close()
+            raise UsageError(f"cannot send to node {edge.dst} at {address}: {error.strerror}") from None
         self._news = Readiness(self._monitor, zmq.POLLIN)
-        self._socket.connect(address)
         self._writable = Readiness(self._socket, zmq.POLLOUT)
 
     async def watch(self) -> None:

@@ -132,7 +132,9 @@ def test_a_silent_child_is_waited_for_as_long_as_the_patience_since_the_stop_or_
 def test_a_node_leaves_when_its_children_have_left_or_had_their_time_to() -> None:
     closing = Closing(1, (), (5, 6))
     closing.enter(Phase.STOP, 0.0)
+    closing.heard_parent(99.0)
     assert not closing.may_leave(1.0, 100.0), "not before the root said so"
+    assert closing.may_leave(1.0, 101.5), "unless the parent is gone"
     closing.enter(Phase.LEAVE, 100.0)
     closing.left(5)
     assert not closing.may_leave(1.0, 100.5)
@@ -147,3 +149,9 @@ def test_a_node_leaves_when_its_children_have_left_or_had_their_time_to() -> Non
 def test_patience_is_ten_rounds_as_measured(round_s: float, patience: float) -> None:
     assert patience_s(round_s) == patience
     assert not patience_s(nan) < 0
+
+
+def test_the_root_misses_no_parent() -> None:
+    closing = Closing(1, (1,), (1,), root=True)
+    closing.enter(Phase.STOP, 0.0)
+    assert not closing.may_leave(1.0, 1e9)
