@@ -87,8 +87,8 @@ def test_every_command_line_parses(words: list[str], tmp_path: Path, monkeypatch
     given = bound.arguments
     if words[0] in ("run", "node", "simulate"):
         task, flags = task_at(given["task"], tmp_path), given.get("flags") or Flags()
-        flags.settings()
-        build(flags.topology, flags.nodes if flags.topology.endswith(".toml") else flags.nodes or 7, flags.seed)
+        s = flags.settings()
+        build(s.topology, s.nodes if s.topology.endswith(".toml") else s.nodes or 7, s.seed)
         assert given.get("task_options", {}).keys() <= task.options.keys()
     elif words[0] == "topology":
         build(given["name"], given.get("nodes"))

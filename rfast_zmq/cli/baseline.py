@@ -12,7 +12,7 @@ EVALUATIONS = 100
 
 
 def add_baseline(outcome: Outcome) -> None:
-    """Train on one machine what the run trained, unless the run broke off. Ctrl-C leaves it out, and the run is kept."""
+    """Train on one machine what the run trained, unless that broke off. Ctrl-C leaves it out; the run is kept."""
     if outcome.run.result.trouble is not None or outcome.interrupted:
         return
     try:

@@ -150,9 +150,7 @@ def make_plan(task: str, settings: Settings, task_options: dict[str, str]) -> Pl
     for name in options:
         if _plain(name) not in known:
             raise UsageError(no_such_option(name, cls))
-    return Plan.make(
-        cls, replace(settings, task_options={known[_plain(name)]: text for name, text in options.items()})
-    )
+    return Plan.make(cls, replace(settings, task_options={known[_plain(name)]: text for name, text in options.items()}))
 
 
 def own_options() -> list[str]:

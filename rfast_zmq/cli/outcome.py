@@ -192,8 +192,9 @@ def _rows(outcome: Outcome) -> list[tuple[str, str]]:
     if len(paces) > 1:
         rows.append(("slow node", slow_node(plan, paces).removeprefix("slow: ")))
     elif result.slowest_node is not None and plan.topology.nodes > 1:
-        slowest, of = result.slowest_node, " of the subtree" if partial else ""
-        rows.append((f"slowest node{of}", f"{plan.topology.called(int(slowest['rank']))}, {slowest['pace']:,.0f} samples/s"))
+        slowest, whose = result.slowest_node, " of the subtree" if partial else ""
+        who = plan.topology.called(int(slowest["rank"]))
+        rows.append((f"slowest node{whose}", f"{who}, {slowest['pace']:,.0f} samples/s"))
     for label, ranks in (("set aside", result.set_aside), ("did not end", result.missing)):
         if ranks:
             rows.append((label, ", ".join(plan.topology.called(rank) for rank in ranks)))

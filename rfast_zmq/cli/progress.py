@@ -195,9 +195,10 @@ class Progress(Observer):
         at = self._reports[self._main]
         if not self._partial or at["gradients"]:
             return ""
-        topology = self.plan.topology
-        parent = topology.pull_tree.parent[self._main]
-        what = "the first gradient" if at["accepted"] else f"the first model from {topology.called(parent)}"
+        parent = self.plan.topology.pull_tree.parent[self._main]
+        assert parent is not None
+        model = f"the first model from {self.plan.topology.called(parent)}"
+        what = "the first gradient" if at["accepted"] else model
         return f"{at['time_s']:.1f} s  waiting for {what}"
 
     def _progress(self) -> str:

@@ -6,6 +6,7 @@ node 1 of a binary tree of 7, below 0, with children 3 and 4; ``LEAF`` is node 3
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rfast_zmq.algorithms.rfast_tree import ASIDE_ROUNDS, PaceMeter
-from rfast_zmq.core.events import Action, CountsAgain, Edge, LinkReady, ModelWanted, Ready, Send, SetAside
+from rfast_zmq.core.control import Count
+from rfast_zmq.core.events import (
+    Action,
+    CountsAgain,
+    Edge,
+    LinkReady,
+    Message,
+    ModelWanted,
+    Ready,
+    Received,
+    Send,
+    SetAside,
+    Stamp,
+)
 from rfast_zmq.task.flat import Entry, Group, Layout
 from rfast_zmq.topology import FAMILIES, build, from_edges
 
@@ -607,3 +621,50 @@ def test_a_spare_edge_hurts_nobody() -> None:
     net = Network("rfast-tree", topology, Quadratic(4, 2), lr=0.3)
     net.train(700)
     assert net.error() < 1e-5
+
+
+def test_a_child_of_many_buckets_is_set_aside_and_counted_again_in_one_word_each() -> None:
+    solo = root(x0=(0.0,) * 6, layout=Layout.vector(6, dtype=torch.float64, bucket=2))
+    buckets = len(solo.layout.buckets)
+    assert buckets == 3
+
+    def said(*lists: list[Action]) -> list[Action]:
+        return [a for actions in lists for a in actions if isinstance(a, SetAside | CountsAgain)]
+
+    def from_child(counter: int, c: int) -> list[Action]:
+        numbers = {"final": False, **Count().numbers(), "w": 1.0, "wV": 0.0, "c": c}
+        messages = [
+            Message(Edge("A", 1, 0), b, Stamp(1, counter), torch.ones(2, dtype=torch.float64), numbers)
+            for b in range(buckets)
+        ]
+        return [action for message in messages for action in solo.node.handle(Received(0.0, message))]
+
+    assert said(from_child(1, 4)) == []
+    alone = [solo.gradient([0.0] * 6, samples=BATCH, rounds=solo.rounds) for _ in range(12)]
+    assert said(*alone) == [SetAside(1)]
+    assert said(from_child(2, 8)) == [CountsAgain(1)]
+
+
+@pytest.mark.parametrize("absurd", [1.7e308, -1.7e308, 1e-300, 0.0])
+def test_absurd_numbers_of_a_peer_leave_the_model_finite(absurd: float) -> None:
+    solo = root(optimizer="nadam", weight_decay=0.1)
+    numbers = {**Count().numbers(), "weight": absurd, "loss": absurd, "slowest": absurd}
+    for counter in range(1, 6):
+        for child in (1, 2):
+            said = {"final": False, **numbers, "w": absurd, "wV": absurd, "c": 4 * counter}
+            message = Message(Edge("A", child, 0), 0, Stamp(1, counter), solo.vector([1.0]), said)
+            solo.node.handle(Received(0.0, message))
+        solo.gradient([1.0], samples=4, rounds=solo.rounds)
+    assert all(isfinite(value) for value in (*solo.x, *solo.theta, solo.rounds))
+    below = inner()
+    message = Message(
+        Edge("W", 0, 1),
+        0,
+        Stamp(1, 9),
+        below.vector([1.0]),
+        {"P": absurd, "phase": 0, "rounds": absurd, "round_s": absurd, "pace_s": absurd},
+    )
+    below.node.handle(Received(0.0, message))
+    below.gradient([1.0])
+    spoken = below.say("A", 0)
+    assert all(isfinite(v) for v in spoken.numbers.values() if isinstance(v, float))

@@ -162,3 +162,26 @@ def test_what_is_not_a_json_object(text: str) -> None:
 def test_numbers_that_json_does_not_have() -> None:
     with pytest.raises(UsageError, match="x0 holds a number that is not finite"):
         replay(json.dumps(changed(x0=[float("nan")])))
+
+
+def test_weights_that_were_rounded_are_taken_as_they_stand() -> None:
+    """Thirds with ten digits: rows sum to 1 − 1e-10. The diagonal is the file's own, and S3 is run by the letter."""
+    third = 0.3333333333
+    everyone = [[third] * 3 for _ in range(3)]
+    rng = np.random.default_rng(7)
+    events: list[Any] = []
+    for k in range(1, 101):
+        for i in range(3):
+            events.append(["step", i])
+            events += [["deliver", graph, i, j, k] for graph in "WA" for j in range(3) if j != i and rng.random() < 0.7]
+    schedule = {
+        "W": everyone,
+        "A": everyone,
+        "objective": {"kind": "quadratic", "H": [[1.0], [2.0], [0.5]], "b": [[100.0], [-50.0], [30.0]]},
+        "x0": [0.0],
+        "gamma": 0.02,
+        "events": events,
+    }
+    found, expected = run(schedule), reference(schedule)
+    for key in ("x", "z"):
+        np.testing.assert_allclose(found[key], expected[key], rtol=1e-10, atol=1e-10)

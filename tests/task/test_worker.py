@@ -143,3 +143,29 @@ def test_usage_errors_of_the_task_stay_usage_errors() -> None:
 def test_no_scores_are_an_empty_dict() -> None:
     w = worker(type("Silent", (Small,), {"evaluate": Task.evaluate}))
     assert w.evaluate(w.initial()) == {}
+
+
+class Draws(Small):
+    """Keeps what torch's global generator gave in each step."""
+
+    def training_step(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        self.drawn = [*getattr(self, "drawn", []), torch.rand(()).item()]
+        return super().training_step(model, batch)
+
+
+def draws(rank: int, seed: int) -> list[float]:
+    settings = Settings(nodes=2, global_batch=16, seed=seed)
+    worker = Worker(Draws(settings, rank), settings, rank)
+    for _ in range(3):
+        torch.rand(7)  # whoever else draws meanwhile changes nothing
+        worker.gradient(worker.initial(), 4)
+    assert isinstance(worker.task, Draws)
+    return worker.task.drawn
+
+
+def test_a_steps_random_numbers_go_by_seed_rank_and_step_alone() -> None:
+    first = draws(0, 5)
+    assert len(set(first)) == 3
+    assert draws(0, 5) == first
+    assert not set(first) & set(draws(1, 5))
+    assert not set(first) & set(draws(0, 6))

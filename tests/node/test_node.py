@@ -1,0 +1,332 @@
+"""Nodes in process, on one loop, on which nothing may block."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from blockbuster import BlockBuster, BlockingError, blockbuster_ctx
+from torch import Tensor, nn
+
+from rfast_zmq.assembly import Plan
+from rfast_zmq.errors import TaskError, UsageError
+from rfast_zmq.node import Node
+from rfast_zmq.results import Point
+from rfast_zmq.settings import Settings
+from rfast_zmq.task import Task
+from rfast_zmq.transport import Addresses
+from tests.loopback.tasks import Line
+
+OPTIMUM = torch.arange(1.0, 9.0)
+END_S = 60.0
+RUN = "a" * 16
+
+
+class Watch:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.layouts: list[str] = []
+        self.reports: list[Mapping[str, Any]] = []
+        self.points: list[Point] = []
+        self.lines: list[str] = []
+        self.faults: list[BaseException] = []
+        self.told: Callable[[Mapping[str, Any]], None] | None = None
+
+    def ready(self, layout: str) -> None:
+        self.layouts.append(layout)
+
+    def report(self, report: Mapping[str, Any]) -> None:
+        self.reports.append(report)
+        if self.told is not None:
+            self.told(report)
+
+    def point(self, point: Point) -> None:
+        self.points.append(point)
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    def fault(self, error: BaseException) -> None:
+        self.faults.append(error)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Shorter than tmp_path: a Unix socket's path may have 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="rn-") as name:
+        yield Path(name)
+
+
+@contextmanager
+def nothing_blocks() -> Iterator[BlockBuster]:
+    """A call that could block the loop (a lock that is held, a sleep, a socket, a file) raises where it is made."""
+    with blockbuster_ctx() as strict:
+        yield strict
+
+
+class Nodes:
+    """All nodes of a run, on the running loop."""
+
+    def __init__(self, folder: Path, task: type[Task], **settings: Any) -> None:
+        chosen = {"nodes": 3, "compute": "constant:0.02", "report_batch": 4, "samples": 3000, **settings}
+        self.plan = Plan.make(task, Settings(**chosen))
+        self.count = self.plan.topology.nodes
+        self.addresses = Addresses.ipc(folder, self.count)
+        self.watches = [Watch() for _ in range(self.count)]
+        self.nodes = [self.make(rank, watch) for rank, watch in enumerate(self.watches)]
+
+    def make(self, rank: int, watch: Watch, run: str = RUN) -> Node:
+        return Node(self.plan, rank, self.addresses, run, 1, watch)
+
+    async def run(self, gate: bool = False, *, ranks: tuple[int, ...] | None = None) -> list[BaseException | None]:
+        """To the end of each; what each raised."""
+        chosen = [node for node in self.nodes if ranks is None or node.rank in ranks]
+        tasks_before, readers_before = asyncio.all_tasks(), readers()
+        opened, ready = asyncio.Event(), 0
+
+        async def wait() -> None:
+            nonlocal ready
+            ready += 1
+            if ready == len(chosen):
+                opened.set()
+            await opened.wait()
+
+        with nothing_blocks():
+            work = asyncio.gather(*(node.run(wait if gate else None) for node in chosen), return_exceptions=True)
+            ended = await asyncio.wait_for(work, END_S)
+        await asyncio.sleep(0)
+        assert asyncio.all_tasks() == tasks_before
+        assert readers() == readers_before
+        for error in ended:
+            assert not isinstance(error, BlockingError), error
+        return ended
+
+    @property
+    def model(self) -> Tensor:
+        found = next(node for node in self.nodes if node.is_root).final_model()
+        assert found is not None
+        return next(t for t in found.values() if t.numel() == 8)[0]
+
+
+def readers() -> int:
+    """File descriptors that the running loop watches."""
+    return len(asyncio.get_running_loop()._selector.get_map())  # type: ignore[attr-defined]
+
+
+async def test_the_strictness_is_real() -> None:
+    with nothing_blocks(), pytest.raises(BlockingError):
+        time.sleep(0.01)  # noqa: ASYNC251
+
+
+@pytest.mark.parametrize("gate", [False, True], ids=["no gate", "gate"])
+@pytest.mark.parametrize("algorithm", ["rfast-tree", "rfast"])
+async def test_three_nodes_train_and_leave_without_ever_blocking(folder: Path, algorithm: str, gate: bool) -> None:
+    run = Nodes(folder, Line, algorithm=algorithm, samples=6000, lr=0.03)
+    assert await run.run(gate) == [None] * 3
+    assert run.model == pytest.approx(OPTIMUM, abs=0.2)
+    root = next(node for node in run.nodes if node.is_root)
+    for node, watch in zip(run.nodes, run.watches, strict=True):
+        assert watch.faults == []
+        assert watch.layouts == [node.worker.layout.hash]
+        assert watch.reports
+        assert node.standing()["gradients"] > 0
+        assert node.standing()["messages_sent"] > 0
+        assert node.refused == {}
+        times = [report["time_s"] for report in watch.reports]
+        assert times == sorted(times)
+        assert node.is_root == bool(watch.points)
+        assert 0 < node.wall_s < END_S
+    points = run.watches[root.rank].points
+    assert root.standing()["samples"] >= 6000
+    assert points[-1].samples >= 6000
+    assert [p.time_s for p in points] == sorted(p.time_s for p in points)
+    assert points[-1].loss is not None
+    assert points[-1].loss < 0.05
+    assert points[-1].extra["error"] == pytest.approx((run.model - OPTIMUM).abs().max().item(), abs=1e-4)
+
+
+async def test_under_loss_as_well(folder: Path) -> None:
+    run = Nodes(folder, Line, nodes=2, drop=0.3, duplicate=0.1, reorder=0.1, samples=4000)
+    assert await run.run() == [None] * 2
+    assert run.model == pytest.approx(OPTIMUM, abs=0.2)
+    assert run.nodes[0].standing()["faults"]["dropped"] > 0
+
+
+async def test_one_node_alone(folder: Path) -> None:
+    run = Nodes(folder, Line, nodes=1)
+    assert await run.run() == [None]
+    assert run.model == pytest.approx(OPTIMUM, abs=0.2)
+    assert run.nodes[0].messages_sent == 0
+
+
+async def test_a_late_comer_joins(folder: Path) -> None:
+    run = Nodes(folder, Line, samples=6000)
+    late: list[asyncio.Task[None]] = []
+
+    def start(report: Mapping[str, Any]) -> None:
+        if not late and report["rounds"] > 3:
+            late.append(asyncio.get_running_loop().create_task(run.nodes[2].run()))
+
+    run.watches[0].told = start
+    with nothing_blocks():
+        work = asyncio.gather(run.nodes[0].run(), run.nodes[1].run())
+        await asyncio.wait_for(work, END_S)
+        await asyncio.wait_for(late[0], END_S)
+    assert run.nodes[2].standing()["gradients"] > 0
+    assert run.model == pytest.approx(OPTIMUM, abs=0.2)
+
+
+async def test_stop_at_the_root_ends_all_in_order(folder: Path) -> None:
+    run = Nodes(folder, Line, samples=10**9)
+
+    def stop(report: Mapping[str, Any]) -> None:
+        if report["rounds"] > 3:
+            run.nodes[0].stop()
+
+    run.watches[0].told = stop
+    assert await run.run() == [None] * 3
+    assert all(node.standing()["gradients"] > 0 for node in run.nodes)
+
+
+async def test_leaving_waits_for_nobody(folder: Path) -> None:
+    run = Nodes(folder, Line, samples=10**9)
+
+    def leave(report: Mapping[str, Any]) -> None:
+        if report["rounds"] > 3:
+            for node in run.nodes:
+                node.leave()
+
+    run.watches[0].told = leave
+    began_s = time.monotonic()
+    assert await run.run() == [None] * 3
+    left_s = run.watches[0].reports[-1]["time_s"]
+    assert time.monotonic() - began_s < left_s + 5.0
+
+
+async def test_a_node_that_leaves_before_it_is_connected_ends(folder: Path) -> None:
+    run = Nodes(folder, Line)
+    asyncio.get_running_loop().call_later(0.3, run.nodes[1].leave)
+    (ended,) = await run.run(gate=True, ranks=(1,))
+    assert isinstance(ended, asyncio.CancelledError)
+    assert run.watches[1].layouts == []
+
+
+# ------------------------------------------------------------------------------------- what the task does wrong
+
+
+class Unscorable(Line):
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        raise ValueError("no such metric: f1")
+
+
+class Unheeding(Line):
+    def on_evaluate(self, metrics: dict[str, float]) -> None:
+        raise ValueError("no such logger: board")
+
+
+class Unready(Line):
+    def on_start(self) -> None:
+        raise ValueError("no such file: notes")
+
+
+class Unreporting(Line):
+    def on_report(self, status: object) -> None:
+        raise ValueError("no such queue: q")
+
+
+class Unstopping(Line):
+    def on_stop(self) -> None:
+        raise ValueError("no such drain: d")
+
+
+class Untrainable(Line):
+    def training_step(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        raise ValueError("no such column: price")
+
+
+class Scoreless(Line):
+    """Scores what is not to be had: a word where a number belongs."""
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        return {"loss": "low"}  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        (Unscorable, "no such metric: f1"),
+        (Scoreless, "low"),
+        (Unheeding, "no such logger: board"),
+        (Unready, "no such file: notes"),
+        (Unreporting, "no such queue: q"),
+        (Unstopping, "no such drain: d"),
+        (Untrainable, "no such column: price"),
+    ],
+)
+@pytest.mark.parametrize("nodes", [1, 2])
+async def test_what_the_task_raises_ends_the_node_and_is_shown(
+    folder: Path, task: type[Task], words: str, nodes: int
+) -> None:
+    run = Nodes(folder, task, nodes=nodes, samples=1000 if task is Unstopping else 10**9)
+
+    def leave(_: object) -> None:
+        return
+
+    with nothing_blocks():
+        root = asyncio.ensure_future(run.nodes[0].run())
+        others = [asyncio.ensure_future(node.run()) for node in run.nodes[1:]]
+        await asyncio.wait({root}, timeout=END_S)
+        for node in run.nodes[1:]:
+            node.leave()
+        await asyncio.gather(*others, return_exceptions=True)
+    assert root.done()
+    error = root.exception()
+    assert isinstance(error, TaskError), error
+    assert error.rank == 0
+    assert words in error.traceback
+    assert "ValueError" in error.traceback
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_fault_is_told_to_the_watcher_once(folder: Path) -> None:
+    run = Nodes(folder, Unscorable, nodes=1)
+    (ended,) = await run.run()
+    assert run.watches[0].faults == [ended]
+
+
+async def test_an_address_that_cannot_be_bound_ends_the_node_and_leaves_nothing(folder: Path) -> None:
+    run = Nodes(folder / "missing", Line)
+    (ended,) = await run.run(ranks=(1,))
+    assert isinstance(ended, UsageError)
+    assert "node 1" in str(ended)
+    assert "missing" in str(ended)
+
+
+async def test_messages_of_another_run_are_refused_and_counted(folder: Path) -> None:
+    run = Nodes(folder, Line, nodes=2, samples=10**9)
+    stranger = run.make(1, Watch(), run="b" * 16)
+    run.nodes[1] = stranger
+    # the root's models do not reach the stranger, so it has nothing to say but what was made up here
+    told = asyncio.Event()
+
+    async def refused() -> None:
+        while "run" not in stranger.refused:
+            await asyncio.sleep(0.01)
+        told.set()
+
+    with nothing_blocks():
+        work = [asyncio.ensure_future(node.run()) for node in run.nodes]
+        await asyncio.wait_for(refused(), END_S)
+        for node in run.nodes:
+            node.leave()
+        await asyncio.wait_for(asyncio.gather(*work), END_S)
+    assert stranger.standing()["gradients"] == 0
+    assert stranger.refused["run"] >= 1
