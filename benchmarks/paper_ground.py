@@ -20,7 +20,7 @@ NODES, BATCH, TARGET = 7, 224, 0.88
 GRID = {
     "synchronous": (0.4, 0.8, 1.6, 3.2, 6.4),
     "rfast on exponential": (0.1, 0.2, 0.4, 0.8, 1.6, 3.2),
-    "rfast on binary-tree": (0.1, 0.2, 0.4, 0.8, 1.6, 3.2),
+    "rfast on binary-tree": (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2),
     "rfast-tree": (0.4, 0.8, 1.6, 3.2, 6.4),
 }
 

@@ -150,7 +150,8 @@ def _summary(outcome: Outcome, console: Console) -> None:
 
 def _rows(outcome: Outcome) -> list[tuple[str, str]]:
     plan, result = outcome.plan, outcome.run.result
-    partial = outcome.rank not in (None, plan.topology.root)  # one node, which knows of the run only what comes by
+    seen_from = plan.topology.root if outcome.rank is None else outcome.rank
+    partial = seen_from != plan.topology.root  # one node, which knows of the run only what comes by
     settings, virtual = plan.settings, " of virtual time" if result.simulated else ""
     rows = []
     if result.accuracy is not None:
@@ -191,7 +192,7 @@ def _rows(outcome: Outcome) -> list[tuple[str, str]]:
     paces = {int(n["rank"]): n["pace"] for n in result.per_node if n["pace"] > 0}
     if len(paces) > 1:
         rows.append(("slow node", slow_node(plan, paces).removeprefix("slow: ")))
-    elif result.slowest_node is not None and plan.topology.nodes > 1:
+    elif result.slowest_node is not None and plan.topology.push_tree.children[seen_from]:
         slowest, whose = result.slowest_node, " of the subtree" if partial else ""
         who = plan.topology.called(int(slowest["rank"]))
         rows.append((f"slowest node{whose}", f"{who}, {slowest['pace']:,.0f} samples/s"))

@@ -12,7 +12,7 @@ Closing, in three phases, proof against any loss because idle edges repeat thems
 3. *leave*: when the root has every final word it says so, and the word goes down the pull tree. A node leaves when each
    of its children in the pull tree has left (its connection is closed), so the root goes last.
 
-A child that was set aside, or whose connection is gone, is not waited for; nor one that has been silent for
+A child whose connection is gone is not waited for, one that was set aside only for a moment; nor one silent for
 ``patience_s`` while the run closes (ten rounds of the run as it was measured, and at least ten seconds, for a lossy
 line may need some to get a word through). A node that hears no more of its parent meanwhile goes as well. None of this
 plays a part before the stop.
@@ -29,6 +29,8 @@ from rfast_zmq.core.events import Number
 
 PATIENCE_ROUNDS = 10.0
 PATIENCE_LEAST_S = 10.0
+ASIDE_S = 2.0
+"""A child that was set aside is told of the end for so long."""
 COUNT_MOST = 2**62
 """The largest int that travels: what a peer claims may be anything, and a sum of such must still fit a header."""
 
@@ -207,8 +209,10 @@ class Closing:
         """Has each awaited child of the pull tree left (or had its time to), or is the parent gone?"""
         if self.phase is Phase.STOP:
             return now - max(self._parent_s, self._since_s) > 2 * patience_s
-        awaited = self._present.difference(set_aside)
-        return self.phase is Phase.LEAVE and (not awaited or now - self._since_s > patience_s)
+        waited_s, awaited = now - self._since_s, self._present.difference(set_aside)
+        if self._present and not awaited:  # only such as were set aside: alive, they need a moment to hear of the end
+            return self.phase is Phase.LEAVE and waited_s > ASIDE_S
+        return self.phase is Phase.LEAVE and (not awaited or waited_s > patience_s)
 
     def _silent(self, child: int, patience_s: float, now: float) -> bool:
         return now - max(self._heard_s[child], self._since_s) > patience_s

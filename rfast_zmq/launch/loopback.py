@@ -11,7 +11,8 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -113,7 +114,8 @@ class _Loopback:
             process = context.Process(  # type: ignore[attr-defined]
                 target=node_process, args=(orders, theirs), name=f"rfast node {rank}", daemon=True
             )
-            process.start()
+            with _without_main():
+                process.start()
             theirs.close()
             self.children.append(_Child(process, ours))
 
@@ -253,6 +255,19 @@ class _Loopback:
             child.process.close()
             if child.pipe is not None:
                 child.pipe.close()
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Start a process that does not import the script that starts it: a node loads its task by path, and so a script
+    that calls :func:`run` at its top level, without the ``__main__`` guard, works."""
+    main = sys.modules["__main__"].__dict__
+    before: dict[str, object] = {name: main[name] for name in ("__file__", "__spec__") if name in main}
+    main.update(dict.fromkeys(before))
+    try:
+        yield
+    finally:
+        main.update(before)
 
 
 def _kill(process: BaseProcess) -> None:

@@ -44,6 +44,7 @@ def shown(progress: Progress) -> str:
 def line(progress: Progress, capsys: pytest.CaptureFixture[str], **more: Any) -> str:
     """The line that is due after one more report."""
     capsys.readouterr()
+    progress.started([])
     progress._next_line_s = 0.0
     progress.report(report(progress._main, **more))
     return capsys.readouterr().out

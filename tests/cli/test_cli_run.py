@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import time
 from dataclasses import fields
 from pathlib import Path
 
@@ -152,8 +157,9 @@ def test_with_a_rank_it_is_a_node(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_one_node_of_a_topology_with_endpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "alone.toml"
+    pull, push = free_ports(2)
     file.write_text(
-        '[[node]]\nname = "big"\npull = "tcp://127.0.0.1:7801"\npush = "tcp://127.0.0.1:7802"\n'
+        f'[[node]]\nname = "big"\npull = "tcp://127.0.0.1:{pull}"\npush = "tcp://127.0.0.1:{push}"\n'
         "[pull]\nedges = []\n[push]\nedges = []\n"
     )
     argv = ["node", QUADRATIC, "--topology", str(file), "--samples", "500", "--out", str(tmp_path / "out"), "--json"]
@@ -165,21 +171,67 @@ def test_one_node_of_a_topology_with_endpoints(tmp_path: Path, capsys: pytest.Ca
     assert there >= {"config.json", "metrics.jsonl", "model.safetensors", "result.json", "curve.png", "topology.png"}
 
 
-def test_ctrl_c_ends_a_run_in_order_and_saves_the_model(tmp_path: Path) -> None:
-    argv = ["run", "nodes/quadratic.py", "--nodes", "2", "--samples", "100000000", "--compute", "constant:0.05"]
-    command = [sys.executable, "-u", "-m", "rfast_zmq", *argv, "--out", str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if "samples  round" in line:  # the first line of progress: the run goes on
-                process.send_signal(signal.SIGINT)
-                break
-        rest, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert "stopping: " in rest
-    assert "Traceback" not in err
-    assert (tmp_path / "model.safetensors").exists()
-    assert json.loads((tmp_path / "result.json").read_text())["missing"] == []
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_or_sigterm_ends_a_run_in_order_saves_the_model_and_leaves_nothing(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    scratch, saved = Path(tempfile.mkdtemp(prefix="rc-")), tmp_path / "saved"  # short: sockets lie in it
+    try:
+        argv = ["run", "nodes/quadratic.py", "--nodes", "2", "--samples", "100000000", "--compute", "constant:0.05"]
+        with subprocess.Popen(
+            [sys.executable, "-u", "-m", "rfast_zmq", *argv, "--out", str(saved)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "TMPDIR": str(scratch)},
+            start_new_session=True,
+        ) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if re.search(r"samples .*\bround \d", line):  # the first line of progress: the run goes on
+                    assert sys.platform != "linux" or len(in_session(process.pid)) >= 3  # the command and the nodes
+                    assert list(scratch.glob("rfast-*"))
+                    process.send_signal(number)
+                    break
+            rest, err = process.communicate(timeout=60)
+        assert process.returncode == 130, err
+        assert "stopping: " in rest
+        assert "Traceback" not in err
+        assert (saved / "model.safetensors").exists()
+        assert json.loads((saved / "result.json").read_text())["missing"] == []
+        assert list(scratch.glob("rfast-*")) == []
+        end = time.monotonic() + 10.0  # multiprocessing's own helpers end when the command has ended
+        while (left := in_session(process.pid)) and time.monotonic() < end:
+            time.sleep(0.02)
+        assert left == {}
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def in_session(leader: int) -> dict[int, str]:
+    """The processes of a session, zombies apart: pid to command; Linux only, else none."""
+    found = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields_of = stat.read_text().rpartition(")")[2].split()
+            command = (stat.parent / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if int(fields_of[3]) == leader and fields_of[0] != "Z":
+            found[int(stat.parent.name)] = command
+    return found
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for s in sockets:
+            s.bind(("127.0.0.1", 0))
+        return [int(s.getsockname()[1]) for s in sockets]
+    finally:
+        for s in sockets:
+            s.close()
 
 
 def test_light_verbs_do_not_wait_for_torch() -> None:

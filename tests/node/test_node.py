@@ -39,6 +39,7 @@ class Watch:
         self.lines: list[str] = []
         self.faults: list[BaseException] = []
         self.told: Callable[[Mapping[str, Any]], None] | None = None
+        self.said: Callable[[str], None] | None = None
 
     def ready(self, layout: str) -> None:
         self.layouts.append(layout)
@@ -53,6 +54,8 @@ class Watch:
 
     def say(self, line: str) -> None:
         self.lines.append(line)
+        if self.said is not None:
+            self.said(line)
 
     def fault(self, error: BaseException) -> None:
         self.faults.append(error)
@@ -277,9 +280,6 @@ async def test_what_the_task_raises_ends_the_node_and_is_shown(
 ) -> None:
     run = Nodes(folder, task, nodes=nodes, samples=1000 if task is Unstopping else 10**9)
 
-    def leave(_: object) -> None:
-        return
-
     with nothing_blocks():
         root = asyncio.ensure_future(run.nodes[0].run())
         others = [asyncio.ensure_future(node.run()) for node in run.nodes[1:]]
@@ -312,21 +312,17 @@ async def test_an_address_that_cannot_be_bound_ends_the_node_and_leaves_nothing(
 
 async def test_messages_of_another_run_are_refused_and_counted(folder: Path) -> None:
     run = Nodes(folder, Line, nodes=2, samples=10**9)
-    stranger = run.make(1, Watch(), run="b" * 16)
+    watch = Watch()
+    stranger = run.make(1, watch, run="b" * 16)
     run.nodes[1] = stranger
-    # the root's models do not reach the stranger, so it has nothing to say but what was made up here
-    told = asyncio.Event()
 
-    async def refused() -> None:
-        while "run" not in stranger.refused:
-            await asyncio.sleep(0.01)
-        told.set()
-
+    refused = asyncio.Event()
+    watch.said = lambda line: refused.set() if "refused a message: run" in line else None
     with nothing_blocks():
         work = [asyncio.ensure_future(node.run()) for node in run.nodes]
-        await asyncio.wait_for(refused(), END_S)
+        await asyncio.wait_for(refused.wait(), END_S)
         for node in run.nodes:
             node.leave()
         await asyncio.wait_for(asyncio.gather(*work), END_S)
-    assert stranger.standing()["gradients"] == 0
-    assert stranger.refused["run"] >= 1
+    assert stranger.refused.keys() == {"run"}
+    assert stranger.standing()["gradients"] == 0  # it never had a model

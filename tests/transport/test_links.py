@@ -118,7 +118,7 @@ async def within(work: Any, seconds: float = SOON_S) -> Any:
 
 
 async def not_yet(work: Any) -> None:
-    with pytest.raises(asyncio.TimeoutError):
+    with pytest.raises(TimeoutError):
         await asyncio.wait_for(work, NEVER_S)
 
 
@@ -142,7 +142,7 @@ async def fill(outlet: Outlet, size: int, most: int) -> int:
     for taken in range(most):
         try:
             await asyncio.wait_for(outlet.writable(), NEVER_S)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             return taken
         assert outlet.send([b"number", bytes([taken % 256]) * size])
     return most
