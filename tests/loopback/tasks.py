@@ -11,7 +11,10 @@ from rfast_zmq.task import Task
 
 
 class Line(Task):
-    """Least squares with its optimum known: y = w·x, the same w on every node, other x."""
+    """Least squares with its optimum known: y = w·x and a little noise, the same w on every node, other x.
+
+    Without the noise gradients would vanish, and with them the scale against which the identity's error is told.
+    """
 
     defaults = {"lr": 0.05, "optimizer": "sgd", "global_batch": 32, "samples": 4000}
 
@@ -21,7 +24,7 @@ class Line(Task):
     def train_data(self, rank: int, nodes: int) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(rank)
         x = torch.randn(256, 8, generator=generator)
-        return x, x @ torch.arange(1.0, 9.0)[:, None]
+        return x, x @ torch.arange(1.0, 9.0)[:, None] + 0.1 * torch.randn(256, 1, generator=generator)
 
     def training_step(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         x, y = batch
