@@ -29,7 +29,7 @@ from torch import Tensor
 
 from rfast_zmq.core.events import Action, Edge, GradientReady, Message, Number, Ready, RunGradient
 from rfast_zmq.core.interface import NodeConfig
-from rfast_zmq.core.skeleton import Skeleton
+from rfast_zmq.core.skeleton import SCALE_LEAST, Skeleton
 from rfast_zmq.task.flat import Bucket, Layout
 
 
@@ -221,7 +221,7 @@ class RFast(Skeleton):
     def identity_error(records: Mapping[int, Mapping[str, Any]], root: int) -> float:
         """Largest violation of I1 over the nodes ÷ largest |ρ| or |g|."""
         scale = max(float(r["scale"]) for r in records.values())
-        return max(float(r["identity"]) for r in records.values()) / scale if scale else 0.0
+        return max(float(r["identity"]) for r in records.values()) / max(scale, SCALE_LEAST)
 
 
 def _lr_scale(bucket: Bucket, layout: Layout) -> Tensor | None:

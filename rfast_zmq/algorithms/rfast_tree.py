@@ -43,7 +43,7 @@ from rfast_zmq.core.events import (
     SetAside,
 )
 from rfast_zmq.core.interface import NodeConfig
-from rfast_zmq.core.skeleton import Skeleton
+from rfast_zmq.core.skeleton import SCALE_LEAST, Skeleton
 
 ASIDE_ROUNDS = 10.0
 """K: a child whose count has not moved for so many rounds is set aside."""
@@ -345,4 +345,4 @@ class RFastTree(Skeleton):
         own = [torch.as_tensor(r["own"]).double() for r in records.values()]
         total = torch.as_tensor(records[root]["sum"]).double()
         scale = max(float(g.abs().max()) for g in own)
-        return float((total - sum(own)).abs().max()) / scale if scale else 0.0
+        return float((total - sum(own)).abs().max()) / max(scale, SCALE_LEAST)

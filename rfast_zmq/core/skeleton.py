@@ -39,6 +39,8 @@ from rfast_zmq.core.events import (
 from rfast_zmq.core.finite import is_finite
 from rfast_zmq.core.interface import Algorithm, NodeConfig, Status
 
+SCALE_LEAST = 1e-12
+"""The identity's error is told relative to the largest gradient, or to this where an optimum leaves none."""
 RESEND_LEAST_S = 0.02
 """While a run closes, idle edges repeat themselves at most this often."""
 

@@ -432,3 +432,13 @@ def test_status_before_anything_and_started_alone(name: str) -> None:
     assert (status.samples, status.gradients, status.accepted, status.stale) == (0, 0, 0, 0)
     assert node.node.handle(Started(0.0)) == []
     assert digest(torch.zeros(1)) == digest(torch.zeros(1))
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_identitys_error_means_something_where_gradients_have_vanished(name: str) -> None:
+    """At an exact optimum float32 leaves only denormals: an error among those is none."""
+    tiny = torch.tensor([1.4e-45, 0.0])
+    records = {
+        rank: {"own": tiny, "sum": tiny * 3, "samples": 1.0, "identity": 7e-46, "scale": 1.4e-45} for rank in range(2)
+    }
+    assert ALGORITHMS[name].identity_error(records, 0) < 1e-20
