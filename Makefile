@@ -35,10 +35,10 @@ demo: env
 		--compute constant:0.07 --straggler 6:5 --drop 0.3 --duplicate 0.1 --reorder 0.1 \
 		--baseline --require 0.94 --out runs/demo
 
-# What runs real processes comes last, alone: the rest shares the processors.
+# What starts real processes comes last, so that it shares the processors with nothing but itself.
 test: lint
 	$(BIN)/python -m pytest -q -n 2 --ignore=tests/loopback --ignore=tests/cli
-	$(BIN)/python -m pytest -q tests/cli tests/loopback
+	$(BIN)/python -m pytest -q -n 2 tests/cli tests/loopback
 
 lint: env
 	$(BIN)/ruff check .
