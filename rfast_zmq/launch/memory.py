@@ -14,7 +14,7 @@ def keep_freed_memory() -> bool:
     """Let the process reuse the pages of freed buckets instead of giving them back to the system.
 
     Every message and every relayed model is a fresh buffer of up to 1 MB. glibc would map and unmap each, and the page
-    faults cost more than the arithmetic: without this a send of 0.4 MB took about a third more CPU. What is kept is
+    faults cost more than the arithmetic. What is kept is
     bounded by what was in use at once. Does nothing where the C library is not glibc.
 
     Returns:

@@ -35,7 +35,7 @@ class Readiness:
 
     ZeroMQ signals on a file descriptor that something *may* have changed, once; whoever is told must ask for the
     socket's events, which takes the signal back. (``zmq.asyncio`` does this too, with a future and two calls into the
-    loop for each message; on the path of every relayed bucket that was a tenth of a node's work.)
+    loop for each message; on the path of every relayed bucket that is work for nothing.)
 
     Args:
         socket: the socket; used by this loop's thread only.
