@@ -22,7 +22,7 @@ Source: ``docs/algorithm.md``, changes 1 to 9; Algorithm 1: arXiv 2307.11617.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import exp
+from math import exp, inf
 from typing import Any, ClassVar
 
 import torch
@@ -44,6 +44,7 @@ from rfast_zmq.core.events import (
 )
 from rfast_zmq.core.interface import NodeConfig
 from rfast_zmq.core.skeleton import SCALE_LEAST, Skeleton
+from rfast_zmq.core.slots import PATIENT
 
 ASIDE_ROUNDS = 10.0
 """K: a child whose count has not moved for so many rounds is set aside."""
@@ -51,6 +52,14 @@ WEIGHT_LEAST = 1e-9
 """A record of less weight is none."""
 PACE_OF_ROUND = 1 / 8
 """C, as a part of a round's time."""
+LEAF_AHEAD = 1.0
+"""A leaf of the pull tree is sent a model so many C before it will want one."""
+PROMPT_LEAST, PROMPT_STEP = 0.75, 0.1
+"""A report waits a little for a child that has been so prompt of late: for no slow one, and hardly at all where much is
+lost."""
+PROMPT_PACES = 1.1 * PATIENT
+ALONE_PACES = 4.0
+"""The root descends when a link asks for the model; if none does for so many C, whenever it hears something."""
 IDLE_PACES = 2.0
 """τ_idle, as a multiple of C."""
 
@@ -64,15 +73,18 @@ class Record:
         wv: sum of weight times version.
         c: samples counted (newest, never a mean).
         left: a report left since; the next entry begins a new window.
+        prompt: which part of its last entries came within :data:`PROMPT_PACES` C of the one before.
     """
 
-    __slots__ = ("_n", "c", "g", "left", "w", "wv")
+    __slots__ = ("_entered_s", "_n", "c", "g", "left", "prompt", "w", "wv")
 
     def __init__(self) -> None:
         self.g: Tensor | None = None
         self.w = self.wv = self._n = 0.0
         self.c = 0
         self.left = False
+        self.prompt = 1.0
+        self._entered_s = -inf
 
     def add(self, g: Tensor, w: float, wv: float, c: int, size: float = 1.0, alone: bool = False) -> None:
         """Take one more into the window's mean, with weight ``size`` (``alone``: forget the window first)."""
@@ -87,6 +99,16 @@ class Record:
             self.wv += t * (wv - self.wv)
         self.c = c
 
+    def came(self, now: float, patience_s: float) -> None:
+        """Something new was counted at ``now``."""
+        if patience_s > 0.0:
+            self.prompt += PROMPT_STEP * ((now - self._entered_s <= patience_s) - self.prompt)
+        self._entered_s = now
+
+    def awaited(self) -> bool:
+        """Nothing was heard since the last report left, but probably soon will be."""
+        return self.left and self.prompt >= PROMPT_LEAST
+
 
 class Child(Record):
     """A child's record, and whether it moves."""
@@ -97,52 +119,6 @@ class Child(Record):
         super().__init__()
         self.moved_at = 0.0
         self.aside = False
-
-
-class TreeBucket:
-    """One bucket's instance of the algorithm at one node."""
-
-    def __init__(self, children: tuple[int, ...]) -> None:
-        self.x: Tensor | None = None
-        self.rounds = 0.0
-        """P of x."""
-        self.last = 0
-        """S.c at the last descent."""
-        self.staleness = 0.0
-        self.own = Record()
-        self.children = {j: Child() for j in children}
-
-    def total(self) -> tuple[Tensor | None, float, float, int]:
-        """S: (w·g, w, w·V, c) of the subtree, the set-aside children only by their c. ``g`` is a new tensor, or one of
-        the records' own."""
-        records: list[Record] = [self.own, *(k for k in self.children.values() if not k.aside)]
-        said = [r for r in records if r.g is not None]
-        c = self.own.c + sum(k.c for k in self.children.values())
-        if not said:
-            return None, 0.0, 0.0, c
-        g = said[0].g
-        assert g is not None
-        for i, r in enumerate(said[1:]):
-            assert r.g is not None
-            g = g + r.g if i == 0 else g.add_(r.g)
-        return g, sum(r.w for r in said), sum(r.wv for r in said), c
-
-    def look(self) -> bool:
-        """Set aside the children that do not move; True if there were such."""
-        still = [
-            child
-            for child in self.children.values()
-            if child.g is not None and not child.aside and self.rounds - child.moved_at > ASIDE_ROUNDS
-        ]
-        for child in still:
-            child.aside = True
-        return bool(still)
-
-    def report_left(self) -> None:
-        """What is in the windows was said: the next entry begins new ones."""
-        self.own.left = True
-        for child in self.children.values():
-            child.left = True
 
 
 class PaceMeter:
@@ -166,6 +142,64 @@ class PaceMeter:
         return self._seconds / self._rounds if self._rounds > 0.25 else 0.0
 
 
+class TreeBucket:
+    """One bucket's instance of the algorithm at one node."""
+
+    def __init__(self, children: tuple[int, ...]) -> None:
+        self.x: Tensor | None = None
+        self.rounds = 0.0
+        """P of x."""
+        self.last = 0
+        """S.c at the last descent."""
+        self.meter = PaceMeter()
+        """The root's, and so is:"""
+        self.alone_s = -inf
+        """From when on it descends although no link has asked for the model."""
+        self.staleness = 0.0
+        self.own = Record()
+        self.children = {j: Child() for j in children}
+
+    def total(self) -> tuple[Tensor | None, float, float, int]:
+        """S: (w·g, w, w·V, c) of the subtree, the set-aside children only by their c. ``g`` is a new tensor, or one of
+        the records' own."""
+        records: list[Record] = [self.own, *(k for k in self.children.values() if not k.aside)]
+        said = [r for r in records if r.g is not None]
+        c = self.count()
+        if not said:
+            return None, 0.0, 0.0, c
+        g = said[0].g
+        assert g is not None
+        for i, r in enumerate(said[1:]):
+            assert r.g is not None
+            g = g + r.g if i == 0 else g.add_(r.g)
+        return g, sum(r.w for r in said), sum(r.wv for r in said), c
+
+    def count(self) -> int:
+        """S.c."""
+        return self.own.c + sum(k.c for k in self.children.values())
+
+    def all_heard(self) -> bool:
+        """Has everybody who can be counted on said something since the last report left?"""
+        return not any(r.awaited() for r in (self.own, *(k for k in self.children.values() if not k.aside)))
+
+    def look(self) -> bool:
+        """Set aside the children that do not move; True if there were such."""
+        still = [
+            child
+            for child in self.children.values()
+            if child.g is not None and not child.aside and self.rounds - child.moved_at > ASIDE_ROUNDS
+        ]
+        for child in still:
+            child.aside = True
+        return bool(still)
+
+    def report_left(self) -> None:
+        """What is in the windows was said: the next entry begins new ones."""
+        self.own.left = True
+        for child in self.children.values():
+            child.left = True
+
+
 class RFastTree(Skeleton):
     """One node of ``rfast-tree``. See the module.
 
@@ -186,8 +220,12 @@ class RFastTree(Skeleton):
         layout = config.layout
         self._state = [TreeBucket(self.push_children) for _ in layout.buckets]
         self._descent: list[Descent | None] = [None] * self.buckets
-        self._meter = PaceMeter()
         self._aside: tuple[int, ...] = ()
+        self._listeners = pull.children[rank]
+        self._hold_s: dict[int, float] = {}
+        """Per child that is a leaf of the pull tree: until when it computes at the model it has."""
+        self._own_every_s = 0.0
+        self._gradient_at_s: float | None = None
         if self.is_root:
             assert config.initial is not None, "the root starts from a model"
             for state, x in zip(self._state, config.initial, strict=True):
@@ -209,7 +247,7 @@ class RFastTree(Skeleton):
 
     @classmethod
     def numbers(cls, graph: Graph) -> Mapping[str, type]:
-        own: dict[str, type] = {"P": float} if graph == "W" else {"w": float, "wV": float, "c": int}
+        own: dict[str, type] = {"P": float} if graph == "W" else {"w": float, "wV": float, "c": int, "every_s": float}
         return {**super().numbers(graph), **own}
 
     # ------------------------------------------------------------------------------------ events
@@ -220,6 +258,20 @@ class RFastTree(Skeleton):
     def _ready(self) -> bool:
         return all(state.x is not None for state in self._state)
 
+    def fed_by_reports(self) -> tuple[Edge, ...]:
+        return tuple(edge for edge in self.out_edges if edge.graph == ("W" if self.is_root else "A"))
+
+    @property
+    def models_can_wait(self) -> bool:
+        return not self._listeners
+
+    @property
+    def gradient_makes_model(self) -> bool:
+        return self.is_root
+
+    def not_before(self, edge: Edge) -> float:
+        return self._hold_s.get(edge.dst, -inf) if edge.graph == "W" and self._closing.running else -inf
+
     def _models(self, now: float) -> list[Action]:
         model = tuple(state.x for state in self._state if state.x is not None)
         if len(model) < self.buckets:
@@ -228,18 +280,28 @@ class RFastTree(Skeleton):
 
     def _gradient(self, event: GradientReady) -> list[Action]:
         w, actions = self.config.weight, []
+        if not self._listeners:
+            self._note_interval(event.now)
         for b, (state, g) in enumerate(zip(self._state, event.gradient, strict=True)):
             own = state.own
+            own.came(event.now, PROMPT_PACES * self.pace_s)
             own.add(
                 g if w == 1.0 else w * g,
                 w,
                 w * event.rounds[b],
                 own.c + event.samples,
                 size=float(event.samples),
-                alone=self.is_root,
             )
             actions += self._up(b, event.now)
         return actions
+
+    def _note_interval(self, now: float) -> None:
+        """How often this node, a leaf of the pull tree, takes a model: the shorter intervals count at once, longer
+        ones by and by."""
+        if self._gradient_at_s is not None:
+            took_s, known_s = now - self._gradient_at_s, self._own_every_s
+            self._own_every_s = min(took_s, known_s + 0.1 * (took_s - known_s)) if known_s else took_s
+        self._gradient_at_s = now
 
     def _received(self, message: Message, now: float) -> list[Action]:
         b, numbers = message.bucket, message.numbers
@@ -253,11 +315,15 @@ class RFastTree(Skeleton):
                 actions += self._told_aside() + self._mark("A", b)
             return actions
         child, w, c = state.children[message.edge.src], bounded(numbers["w"]), int(numbers["c"])  # type: ignore[arg-type]
+        if c > child.c and (every_s := bounded(numbers["every_s"])):
+            self._hold_s[message.edge.src] = now + every_s - LEAF_AHEAD * self.pace_s
         if w < WEIGHT_LEAST:
             return []
+        alone = bool(numbers["final"])
         if c > child.c or child.g is None:
+            child.came(now, PROMPT_PACES * self.pace_s)
+            alone = alone or child.aside  # what it said while it was set aside is no part of what it says now
             child.moved_at, child.aside = state.rounds, False
-        alone = self.is_root or bool(numbers["final"])
         child.add(message.payload, w, bounded(numbers["wV"]), max(c, child.c), alone=alone)
         return self._told_aside() + self._up(b, now)
 
@@ -269,23 +335,34 @@ class RFastTree(Skeleton):
         return aside + [CountsAgain(rank) for rank in before if rank not in now]
 
     def _up(self, b: int, now: float) -> list[Action]:
+        state = self._state[b]
+        paces = 1.0 if state.all_heard() else PATIENT
         if not self.is_root:
-            return self._mark("A", b)
+            return self._mark("A", b, paces=paces)
         if not self._closing.running:
             return []
-        state = self._state[b]
         actions = self._told_aside() if state.look() else []
+        if state.count() <= state.last:
+            return actions
+        if not self._listeners or now >= state.alone_s:
+            self._take_step(b, now)
+        return actions + self._mark("W", b, paces=paces)
+
+    def _take_step(self, b: int, now: float) -> None:
+        """The root: descend along what has been heard since the last descent, if anything was."""
+        state = self._state[b]
         g, w, wv, c = state.total()
         f = min((c - state.last) / self.config.global_batch, 1.0)
         if g is None or w <= 0.0 or f <= 0.0:
-            return actions
+            return
         state.last = c
+        state.report_left()
         self._descend(b, g / w, f, max(state.rounds - wv / w, 0.0))
+        state.meter.descended(now, f)
+        pace_s = state.meter.round_s * PACE_OF_ROUND if self.config.pace_s is None else self.config.pace_s
+        state.alone_s = now + ALONE_PACES * pace_s
         if b == 0:
-            self._meter.descended(now, f)
-            self.round_s = self._meter.round_s
-            self.root_pace_s = self.config.pace_s if self.config.pace_s is not None else self.round_s * PACE_OF_ROUND
-        return actions + self._mark("W", b)
+            self.round_s, self.root_pace_s = state.meter.round_s, pace_s
 
     def _descend(self, b: int, d: Tensor, f: float, tau: float) -> None:
         """DESCEND, or, for running averages, take the mean as it is."""
@@ -299,6 +376,15 @@ class RFastTree(Skeleton):
         state.rounds += f
         self.root_rounds = min(s.rounds for s in self._state)
 
+    def _link(self, edge: Edge, bucket: int, now: float) -> list[Action]:
+        """The root steps when a link asks for the model, so that one step serves all links and all that was heard."""
+        state = self._state[bucket]
+        before = state.rounds
+        if self.is_root and self._closing.running:
+            self._take_step(bucket, now)
+        stepped = state.rounds > before
+        return super()._link(edge, bucket, now) + (self._mark("W", bucket, but=edge) if stepped else [])
+
     def _payload(self, edge: Edge, bucket: int, now: float) -> tuple[Tensor, dict[str, Number]] | None:
         state = self._state[bucket]
         if edge.graph == "W":
@@ -309,7 +395,7 @@ class RFastTree(Skeleton):
                 return None
             g = torch.zeros(self.config.layout.buckets[bucket].size, dtype=self.config.layout.dtype)
         state.report_left()
-        return g, {"w": w, "wV": wv, "c": min(c, COUNT_MOST)}
+        return g, {"w": w, "wV": wv, "c": min(c, COUNT_MOST), "every_s": self._own_every_s}
 
     # ------------------------------------------------------------------------------------ what others ask
 

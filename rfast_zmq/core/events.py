@@ -92,6 +92,8 @@ class GradientReady:
         loss: mean loss over them.
         rounds: per bucket, the ``rounds`` of that :class:`RunGradient`.
         seconds: how long it took (emulated time included).
+        finite: whether ``loss`` and every coordinate of ``gradient`` are finite numbers, where the driver has looked
+            already (in the thread that computed them, whose cache still holds them); None: not yet.
     """
 
     now: float
@@ -100,6 +102,7 @@ class GradientReady:
     loss: float
     rounds: tuple[float, ...]
     seconds: float
+    finite: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,10 +171,14 @@ class Ready:
 class Send:
     """There is news for ``edge`` in ``bucket``: mark it in the edge's slot (latest wins). The message is built later,
     when the link takes it, from the state of then.
+
+    Attributes:
+        paces: how many C after the edge last spoke; more than 1 where waiting a little lets one message say more.
     """
 
     edge: Edge
     bucket: int
+    paces: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import isfinite
 
 import torch
@@ -18,3 +19,8 @@ def is_finite(tensor: Tensor) -> bool:
         tensor: floating point, any shape.
     """
     return isfinite(float(tensor.sum())) or bool(torch.isfinite(tensor).all())
+
+
+def all_finite(number: float, tensors: Iterable[Tensor]) -> bool:
+    """Whether a number and every coordinate of some tensors are."""
+    return isfinite(number) and all(is_finite(tensor) for tensor in tensors)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -155,7 +156,27 @@ class Algorithm(ABC):
     @property
     @abstractmethod
     def pace_s(self) -> float:
-        """Least seconds between two messages of one edge and bucket, as of now."""
+        """C: least seconds between two messages of one edge and bucket, as of now."""
+
+    def not_before(self, edge: Edge) -> float:
+        """The time before which the receiver of ``edge`` has no use for a message, as of now."""
+        return -inf
+
+    def fed_by_reports(self) -> tuple[Edge, ...]:
+        """The out-edges for whose sake alone a message of A is taken in: until one of them may speak, it may wait (and
+        the node need not wake). Empty: messages of A are wanted at once."""
+        return ()
+
+    @property
+    def gradient_makes_model(self) -> bool:
+        """Whether this node's gradient makes the model of its next one. Else the next may begin before the last is
+        told of."""
+        return True
+
+    @property
+    def models_can_wait(self) -> bool:
+        """Whether a message of W is taken in for the sake of this node's next gradient alone, and may wait for it."""
+        return False
 
     @property
     @abstractmethod

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
-from math import inf, isfinite
+from math import inf
 
 from torch import Tensor
 
@@ -36,7 +36,7 @@ from rfast_zmq.core.events import (
     Tick,
     Transmit,
 )
-from rfast_zmq.core.finite import is_finite
+from rfast_zmq.core.finite import all_finite
 from rfast_zmq.core.interface import Algorithm, NodeConfig, Status
 
 SCALE_LEAST = 1e-12
@@ -197,7 +197,10 @@ class Skeleton(Algorithm):
     def _take_gradient(self, event: GradientReady) -> list[Action]:
         if not self._closing.running:
             return []
-        if not (isfinite(event.loss) and all(is_finite(g) for g in event.gradient)):
+        finite = event.finite
+        if finite is None:
+            finite = all_finite(event.loss, event.gradient)
+        if not finite:
             return [*self._in_trouble(), Ready()]
         self._gradients += 1
         if event.seconds > 0:
@@ -306,7 +309,9 @@ class Skeleton(Algorithm):
     def _final(self, bucket: int, now: float) -> bool:
         return self._closing.final(bucket, self._set_aside(), patience_s(self.round_s, self.pace_s), now)
 
-    def _mark(self, graph: Graph, bucket: int | None = None) -> list[Action]:
-        """There is news for every edge of ``graph`` that starts here."""
+    def _mark(
+        self, graph: Graph, bucket: int | None = None, *, paces: float = 1.0, but: Edge | None = None
+    ) -> list[Action]:
+        """There is news for every edge of ``graph`` that starts here (``but``: for all others)."""
         buckets = range(self.buckets) if bucket is None else (bucket,)
-        return [Send(edge, b) for edge in self.out_edges if edge.graph == graph for b in buckets]
+        return [Send(edge, b, paces) for edge in self.out_edges if edge.graph == graph and edge != but for b in buckets]

@@ -9,6 +9,16 @@ from __future__ import annotations
 
 from math import inf
 
+EARLY = 0.5
+"""An edge may speak by so much of its pace early where the node is awake anyway: news is passed on in the turn in which
+it came, and one waking serves all edges. What is said early counts as said when it was due: so on average an edge
+speaks no oftener than its pace."""
+PATIENT = 2.0
+"""So many paces after its last report a node reports again although not everybody has been heard since. Sooner it need
+not even listen: what came is read when it is awake anyway."""
+REPEATS_APART = 1
+"""Each repetition waits twice as long as the one before, so many times."""
+
 
 class Slot:
     """Dirty buckets of one edge, the longest-unsent first.
@@ -17,23 +27,27 @@ class Slot:
         buckets: number of buckets.
     """
 
-    __slots__ = ("_dirty", "_last_s", "_spoken")
+    __slots__ = ("_last_s", "_paces", "_repeats", "_spoken")
 
     def __init__(self, buckets: int) -> None:
-        self._dirty = [False] * buckets
+        self._paces = [0.0] * buckets  # 0: no news; else so many paces after it last spoke
         self._spoken = [False] * buckets
+        self._repeats = [0] * buckets
         self._last_s = [-inf] * buckets
 
-    def mark(self, bucket: int) -> None:
-        """There is news in ``bucket``."""
-        self._dirty[bucket] = True
+    def mark(self, bucket: int, paces: float = 1.0) -> None:
+        """There is news in ``bucket``, to be said ``paces`` paces after it was last said (or sooner, if marked so)."""
+        before = self._paces[bucket]
+        self._paces[bucket] = min(before, paces) if before else paces
 
-    def due(self, pace_s: float, resend_s: float) -> tuple[float, int]:
+    def due(self, pace_s: float, resend_s: float, not_before: float = -inf) -> tuple[float, int]:
         """When the edge may next speak, and of which bucket.
 
         Args:
             pace_s: least seconds between two messages of one bucket.
-            resend_s: seconds after which a bucket that has spoken and has no news says its newest again (inf: never).
+            resend_s: seconds after which a bucket that has spoken and has no news says its newest again (inf: never);
+                the next time after twice as long, and then every four times as long.
+            not_before: the time before which the edge says nothing.
 
         Returns:
             (time, bucket); (inf, -1) when there is nothing to say. A time in the past means: now.
@@ -41,18 +55,32 @@ class Slot:
         best_s, best = inf, -1
         idle_s = max(pace_s, resend_s)
         for bucket, last_s in enumerate(self._last_s):
-            if self._dirty[bucket]:
-                at_s = last_s + pace_s
+            if self._paces[bucket]:
+                at_s = last_s + pace_s * self._paces[bucket]
             elif self._spoken[bucket]:
-                at_s = last_s + idle_s
+                at_s = last_s + idle_s * (1 << min(self._repeats[bucket], REPEATS_APART))
             else:
                 continue
             if at_s < best_s or best < 0:
                 best_s, best = at_s, bucket
-        return (best_s, best) if best_s < inf else (inf, -1)
+        return (max(best_s, not_before), best) if best_s < inf else (inf, -1)
 
-    def spoke(self, bucket: int, now: float) -> None:
-        """``bucket`` was said at ``now`` (or there turned out to be nothing to say)."""
-        self._dirty[bucket] = False
+    def free(self, pace_s: float, paces: float = 1.0) -> float:
+        """When ``paces`` paces have passed since the bucket that has been silent longest was said."""
+        return min(self._last_s) + paces * pace_s
+
+    def early_s(self, bucket: int, pace_s: float) -> float:
+        """By how much ``bucket`` may be said before it is due: news only, never a repetition."""
+        return EARLY * pace_s if bucket >= 0 and self._paces[bucket] else 0.0
+
+    def spoke(self, bucket: int, at_s: float) -> None:
+        """``bucket`` was said (or there turned out to be nothing to say).
+
+        Args:
+            bucket: which.
+            at_s: the later of now and when it was due.
+        """
+        self._repeats[bucket] = 0 if self._paces[bucket] else self._repeats[bucket] + 1
+        self._paces[bucket] = 0.0
         self._spoken[bucket] = True
-        self._last_s[bucket] = now
+        self._last_s[bucket] = at_s

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from rfast_zmq.assembly import Plan
 from rfast_zmq.errors import TaskError, UsageError
-from rfast_zmq.launch.memory import keep_freed_memory
+from rfast_zmq.launch.memory import keep_freed_memory, share_cores
 from rfast_zmq.node import Node
 from rfast_zmq.results import Point
 from rfast_zmq.settings import Settings
@@ -91,6 +91,7 @@ def node_process(orders: Orders, pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher decides
     torch.set_num_threads(1)
     keep_freed_memory()
+    share_cores()
     watcher = PipeWatcher(pipe)
     try:
         node = Node(

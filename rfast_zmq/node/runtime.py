@@ -12,12 +12,12 @@ own socket, or its own clock (pace, idle resend, emulated compute).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count
 from math import inf
 from typing import Any
 
@@ -36,6 +36,7 @@ from rfast_zmq.core.events import (
     Graph,
     Leave,
     LinkReady,
+    Message,
     ModelWanted,
     PeerLeft,
     Ready,
@@ -49,14 +50,14 @@ from rfast_zmq.core.events import (
     Tick,
     Transmit,
 )
-from rfast_zmq.core.finite import is_finite
-from rfast_zmq.core.slots import Slot
+from rfast_zmq.core.finite import all_finite, is_finite
+from rfast_zmq.core.slots import EARLY, PATIENT, Slot
 from rfast_zmq.errors import Refused, UsageError
 from rfast_zmq.node.scoring import Scorer
 from rfast_zmq.node.watcher import Watcher
 from rfast_zmq.results import Point
 from rfast_zmq.task import Worker
-from rfast_zmq.transport import Addresses, Inlet, Outlet
+from rfast_zmq.transport import Addresses, Inlet, Outlet, shareable
 
 REPORT_S = 0.5
 """Seconds between two reports of a node to whoever watches it."""
@@ -65,6 +66,9 @@ TURNS = 8
 """So many messages of one socket are handled before everything else has had its turn."""
 HASTE_S = 1e-3
 """A link that sleeps until it may speak is not woken to speak by less than this earlier."""
+DEAF_S = 0.1
+"""A leaf that computes listens again after so long, that it may hear of the end."""
+Computed = tuple[tuple[Tensor, ...], float, int, bool, float]
 
 
 class Node:
@@ -93,6 +97,18 @@ class Node:
         self._slots = {edge: Slot(buckets) for edge in self.algorithm.out_edges}
         self._due_s = dict.fromkeys(self.algorithm.out_edges, inf)
         self._timers: dict[Edge, asyncio.TimerHandle] = {}
+        self._unsent: dict[Edge, tuple[bytes | memoryview | zmq.Frame, ...]] = {}
+        self._inlets: list[Inlet] = []
+        self._outlets: dict[Edge, Outlet] = {}
+        self._fresh: dict[Edge, None] = {}
+        self._flushing = False
+        self._drained_s = -inf
+        self._shared: dict[int, tuple[Tensor, zmq.Frame]] = {}
+        self._share = sum(edge.graph == "W" for edge in self.algorithm.out_edges) > (1 if self.is_root else 0)
+        self._fed = self.algorithm.fed_by_reports()
+        self._reports: Inlet | None = None
+        self._models: Inlet | None = None
+        self._ear: asyncio.TimerHandle | None = None
         self._faults = {e: plan.faults.link(e.graph, e.src, e.dst) for e in self.algorithm.in_edges}
         self._compute_pool = ThreadPoolExecutor(1, f"gradient-{rank}")
         every_rounds = plan.settings.evaluate_every
@@ -125,11 +141,10 @@ class Node:
         self._ready, self._gone, self._stopping = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._news = {edge: asyncio.Event() for edge in self.algorithm.out_edges}
         context: zmq.Context[Any] = zmq.Context(io_threads=1)
-        inlets: list[Inlet] = []
-        outlets: list[Outlet] = []
         tasks: list[asyncio.Task[None]] = []
         try:
-            self._open(context, inlets, outlets)
+            self._open(context)
+            outlets = list(self._outlets.values())
             tasks += [self._spawn(outlet.watch()) for outlet in outlets]
             await self._loop.run_in_executor(self._compute_pool, self._first_batch)
             if gate is not None:
@@ -141,7 +156,7 @@ class Node:
             self._started = True
             self.worker.hook("on_start")
             self._tell(Started(0.0))
-            tasks += [self._spawn(self._receiving(inlet)) for inlet in inlets]
+            tasks += [self._spawn(self._receiving(inlet)) for inlet in self._inlets]
             tasks += [self._spawn(self._sending(outlet)) for outlet in outlets]
             tasks += [self._spawn(self._following(outlet)) for outlet in outlets]
             tasks += [self._spawn(self._computing()), self._spawn(self._reporting())]
@@ -155,26 +170,29 @@ class Node:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            for inlet in inlets:
-                inlet.close()
-            for outlet in outlets:
-                outlet.close()
+            while self._inlets:
+                self._inlets.pop().close()
+            while self._outlets:
+                self._outlets.popitem()[1].close()
             context.term()
             self._compute_pool.shutdown(wait=False, cancel_futures=True)  # a gradient may take long: nobody awaits it
             self._scorer.close()
 
     def stop(self) -> None:
         """End the run (at the root), or this node's part in it (elsewhere). From the loop's thread."""
-        if self.is_root and self._started:
-            self._tell(StopWanted(self._now()))
-        else:
+        if not (self.is_root and self._started):
             self._gone.set()
+            return
+        try:
+            self._tell(StopWanted(self._now()))
+        except Exception as error:  # nobody awaits a signal
+            self._failed(error)
 
     def leave(self) -> None:
         """Go now, without waiting for anybody. From the loop's thread."""
         self._gone.set()
 
-    def _open(self, context: zmq.Context[Any], inlets: list[Inlet], outlets: list[Outlet]) -> None:
+    def _open(self, context: zmq.Context[Any]) -> None:
         layout = self.worker.layout
         payload_bytes = max(layout.sizes) * layout.dtype.itemsize
         names: dict[Graph, str] = {"W": "pull", "A": "push"}
@@ -182,9 +200,14 @@ class Node:
             if any(edge.graph == graph for edge in self.algorithm.in_edges):
                 address = self._addresses.bound(graph, self.rank)
                 where = f"node {self.name}, {what} endpoint"
-                inlets.append(Inlet(context, graph, address, self.codec.max_frame_bytes, payload_bytes, where))
+                inlet = Inlet(context, graph, address, self.codec.max_frame_bytes, payload_bytes, where)
+                self._inlets.append(inlet)
+                if graph == "A" and self._fed:
+                    self._reports = inlet
+                elif graph == "W" and self.algorithm.models_can_wait:
+                    self._models = inlet
         for edge in self.algorithm.out_edges:
-            outlets.append(Outlet(context, edge, self._addresses.target(edge), payload_bytes))
+            self._outlets[edge] = Outlet(context, edge, self._addresses.target(edge), payload_bytes)
 
     def _first_batch(self) -> None:
         torch.set_num_threads(1)
@@ -232,30 +255,94 @@ class Node:
         actions = self.algorithm.handle(event)
         if self.is_root and not isinstance(event, LinkReady | ModelWanted):
             self._evaluate()
-        for action in actions:
-            self._do(action)
+        self._carry_out(actions)
 
-    def _do(self, action: Action) -> None:
-        match action:
-            case Send(edge, bucket):
-                slot = self._slots[edge]
-                slot.mark(bucket)
-                due_s, _ = slot.due(self.algorithm.pace_s, self.algorithm.resend_s)
-                if due_s < self._due_s[edge] - HASTE_S:
-                    self._arm(edge, due_s)
-            case Ready():
-                self._ready.set()
-            case SetAside(rank):
-                self._watcher.say(f"{self._called(rank)} has been silent for 10 rounds: set aside until it moves")
-            case CountsAgain(rank):
-                self._watcher.say(f"{self._called(rank)} moves: counts again")
-            case Stopping():
-                self._stopping.set()
-                self._halt.set()
-            case Leave():
-                self._gone.set()
-            case _:
-                raise AssertionError(f"{action} is answered where it was asked for")
+    def _carry_out(self, actions: Iterable[Action]) -> None:
+        for action in actions:
+            match action:
+                case Send(edge, bucket, paces):
+                    self._slots[edge].mark(bucket, paces)
+                    self._fresh[edge] = None
+                case Ready():
+                    self._ready.set()
+                case SetAside(rank):
+                    self._watcher.say(f"{self._called(rank)} has been silent for 10 rounds: set aside until it moves")
+                case CountsAgain(rank):
+                    self._watcher.say(f"{self._called(rank)} moves: counts again")
+                case Stopping():
+                    self._stopping.set()
+                    self._halt.set()
+                    for inlet in self._inlets:
+                        inlet.listen(True)
+                case Leave():
+                    self._gone.set()
+                case _:
+                    raise AssertionError(f"{action} is answered where it was asked for")
+        if not self._flushing:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Whoever has news and may speak does so, in this very turn of the loop."""
+        self._flushing = True
+        try:
+            now = self._now()
+            if self._reports is not None and now >= max(self._free_s(1.0 - EARLY), self._drained_s + HASTE_S):
+                self._drained_s = now
+                self._drain(self._reports)
+            while self._fresh:
+                edge = next(iter(self._fresh))
+                del self._fresh[edge]
+                self._speak(edge)
+        finally:
+            self._flushing = False
+
+    def _free_s(self, paces: float) -> float:
+        """When so many paces have passed since one of the edges that the reports feed last spoke."""
+        pace_s = self.algorithm.pace_s
+        return min(self._slots[edge].free(pace_s, paces) for edge in self._fed)
+
+    def _speak(self, edge: Edge) -> None:
+        """Say what the edge may say now, one bucket; see that its coroutine wakes for what follows."""
+        slot, algorithm, outlet = self._slots[edge], self.algorithm, self._outlets.get(edge)
+        if outlet is None:  # closed
+            return
+        pace_s = algorithm.pace_s
+        due_s, bucket = slot.due(pace_s, algorithm.resend_s, algorithm.not_before(edge))
+        now = self._now()
+        if due_s - slot.early_s(bucket, pace_s) <= now:
+            if edge in self._unsent or not outlet.ready():
+                self._news[edge].set()
+                return
+            slot.spoke(bucket, max(now, due_s))
+            for action in algorithm.handle(LinkReady(now, edge, bucket)):
+                if not isinstance(action, Transmit):
+                    self._carry_out((action,))
+                    continue
+                header, payload = self.codec.encode(action.message)
+                frames = header, self._sharing(action.message, payload)
+                if not outlet.send(frames):  # the connection has just gone: what was said must not be lost
+                    self._unsent[edge] = frames
+                self.bytes_sent += len(header) + len(payload)
+                self.messages_sent += 1
+            due_s, _ = slot.due(pace_s, algorithm.resend_s, algorithm.not_before(edge))
+            self._due_s[edge] = inf
+        if edge in self._fed and self._reports is not None:
+            overdue_s = self._free_s(PATIENT)
+            self._reports.listen(overdue_s <= now or self._stopping.is_set())
+            if overdue_s > now:
+                due_s = min(due_s, overdue_s)
+        if due_s < self._due_s[edge] - HASTE_S:
+            self._arm(edge, due_s)
+
+    def _sharing(self, message: Message, payload: bytes | memoryview) -> bytes | memoryview | zmq.Frame:
+        """A model that goes to several children, or came from the parent, is in ZeroMQ's memory once for all."""
+        if message.edge.graph == "A" or not self._share:
+            return payload
+        model, frame = self._shared.get(message.bucket, (None, None))
+        if frame is None or model is not message.payload:
+            frame = shareable(memoryview(payload))
+            self._shared[message.bucket] = message.payload, frame
+        return frame
 
     def _arm(self, edge: Edge, due_s: float) -> None:
         """See that the edge's coroutine wakes when the edge may speak."""
@@ -266,52 +353,125 @@ class Node:
         if wait_s <= 0:
             self._news[edge].set()
         elif wait_s < inf:
-            self._timers[edge] = self._loop.call_later(wait_s, self._news[edge].set)
+            self._timers[edge] = self._loop.call_later(wait_s, self._time_has_come, edge)
+
+    def _time_has_come(self, edge: Edge) -> None:
+        try:
+            self._due_s[edge] = inf
+            self._fresh[edge] = None
+            if not self._flushing:
+                self._flush()
+        except Exception as error:  # nobody awaits a timer
+            self._failed(error)
 
     # -------------------------------------------------------------------------------------- coroutines
 
     async def _computing(self) -> None:
+        done: asyncio.Future[Computed] | None = None
+        waiting: GradientReady | None = None
         while True:
             await self._ready.wait()
             self._ready.clear()
+            if self._models is not None:
+                self._drain(self._models)
+            rounds: tuple[float, ...] = ()
+            others: list[Action] = []
             for action in self.algorithm.handle(ModelWanted(self._now())):
-                if not isinstance(action, RunGradient):
-                    self._do(action)
-                    continue
-                work = self._loop.run_in_executor(self._compute_pool, self._gradient, action.model)
-                gradient, loss, samples, seconds = await work
-                self._samples += samples
-                self._tell(GradientReady(self._now(), gradient, samples, loss, action.rounds, seconds))
-                if self.trouble < 0 and self.algorithm.status().trouble == self.rank:
-                    self.trouble = self.rank
-                    self._watcher.say(f"{self._called(self.rank)}: the loss is {loss}: its gradient is left out")
+                if isinstance(action, RunGradient):
+                    done, rounds = self._start(action.model), action.rounds
+                else:
+                    others.append(action)
+            self._carry_out(others)
+            if waiting is not None:  # the next gradient is under way: now there is time to tell of the last one
+                self._computed(waiting)
+                waiting = None
+            if done is None:
+                continue
+            try:
+                gradient, loss, samples, finite, seconds = await done
+            finally:
+                done = None
+                if self._ear is not None:
+                    self._ear.cancel()
+            self._samples += samples
+            waiting = GradientReady(self._now(), gradient, samples, loss, rounds, seconds, finite)
+            if self.algorithm.gradient_makes_model:
+                self._computed(waiting)
+                waiting = None
+            else:
+                self._ready.set()
 
-    def _gradient(self, model: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], float, int, float]:
+    def _computed(self, event: GradientReady) -> None:
+        self._tell(event)
+        if not event.finite and self.trouble < 0:
+            self.trouble = self.rank
+            self._watcher.say(f"{self._called(self.rank)}: the loss is {event.loss}: its gradient is left out")
+
+    def _start(self, model: tuple[Tensor, ...]) -> asyncio.Future[Computed]:
+        """Have the worker thread compute the gradient. A node that passes no model on is not woken by new ones
+        meanwhile: it takes them in when it wants one."""
+        if self._models is not None and not self._stopping.is_set():
+            self._models.listen(False)
+            self._ear = self._loop.call_later(DEAF_S, self._models.listen, True)
+        done: asyncio.Future[Computed] = self._loop.create_future()
+        self._compute_pool.submit(self._work, model, done)
+        return done
+
+    def _work(self, model: tuple[Tensor, ...], done: asyncio.Future[Computed]) -> None:
+        """In the worker thread: :meth:`_gradient`, and hand it to the loop."""
+        found: Computed | None = None
+        error: BaseException | None = None
+        try:
+            found = self._gradient(model)
+        except BaseException as raised:
+            error = raised
+
+        def settle() -> None:
+            if done.cancelled():
+                return
+            if found is None:
+                done.set_exception(error or RuntimeError("no gradient"))
+            else:
+                done.set_result(found)
+
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the run is over
+            self._loop.call_soon_threadsafe(settle)
+
+    def _gradient(self, model: tuple[Tensor, ...]) -> Computed:
         """In the worker thread: the gradient, then, where speeds are emulated, the wait up to the drawn duration.
 
         Returns:
-            Gradient per bucket, loss, samples, and the seconds it all took.
+            Gradient per bucket, loss, samples, whether all of it is finite, and the seconds it took.
         """
         settings, began_s = self.plan.settings, time.perf_counter()
         gradient, loss, samples = self.worker.gradient(model, settings.report)
+        finite = all_finite(loss, gradient)
         drawn_s = self.plan.speeds.seconds(self.rank, self._samples, samples, settings.share)
         self._gradient_cpu_s = time.thread_time()
         if drawn_s:
             self._halt.wait(max(0.0, began_s + drawn_s - time.perf_counter()))
-        return gradient, loss, samples, time.perf_counter() - began_s
+        return gradient, loss, samples, finite, time.perf_counter() - began_s
 
     async def _receiving(self, inlet: Inlet) -> None:
-        for turn in count(1):
-            frames = await inlet.receive()
+        while True:
+            await inlet.readable()
+            self._drain(inlet)
+            await asyncio.sleep(0)  # a flood on one socket must not starve the loop
+
+    def _drain(self, inlet: Inlet) -> None:
+        """Take in what has come."""
+        for _ in range(TURNS):
+            if (frames := inlet.take()) is None:
+                return
             try:
-                message = self.codec.decode(frames)
+                message = self.codec.decode([frame.buffer for frame in frames])
             except Refused as refused:
                 self._refuse(refused, inlet.graph)
             else:
+                if message.edge.graph == "W" and self._share:
+                    self._shared[message.bucket] = message.payload, frames[1]
                 for delivered in self._faults[message.edge].apply(message):
                     self._tell(Received(self._now(), delivered))
-            if turn % TURNS == 0:
-                await asyncio.sleep(0)  # a flood on one socket must not starve the loop
 
     def _refuse(self, refused: Refused, graph: Graph) -> None:
         first = refused.reason not in self.refused
@@ -327,31 +487,20 @@ class Node:
             )
 
     async def _sending(self, outlet: Outlet) -> None:
-        edge, algorithm = outlet.edge, self.algorithm
-        slot, news = self._slots[edge], self._news[edge]
+        """Goes on when the edge could not speak at once: when its socket takes messages again, or has taken one of
+        several that are due. (What may be said at once, :meth:`_speak` says in the turn of the loop that brought it.)
+        """
+        edge, news = outlet.edge, self._news[outlet.edge]
         while True:
+            await news.wait()
             news.clear()
-            due_s, _ = slot.due(algorithm.pace_s, algorithm.resend_s)
-            if due_s > self._now():
-                self._arm(edge, due_s)
-                await news.wait()
-                continue
-            self._due_s[edge] = -inf
             await outlet.writable()
-            now = self._now()
-            due_s, bucket = slot.due(algorithm.pace_s, algorithm.resend_s)
-            if due_s > now:
-                continue
-            slot.spoke(bucket, now)
-            for action in algorithm.handle(LinkReady(now, edge, bucket)):
-                if isinstance(action, Transmit):
-                    frames = self.codec.encode(action.message)
-                    while not outlet.send(frames):  # the connection has just gone: what was said must not be lost
-                        await outlet.writable()
-                    self.bytes_sent += sum(len(frame) for frame in frames)
-                    self.messages_sent += 1
-                else:
-                    self._do(action)
+            if (frames := self._unsent.get(edge)) is not None:
+                if not outlet.send(frames):
+                    news.set()
+                    continue
+                del self._unsent[edge]
+            self._time_has_come(edge)
 
     async def _following(self, outlet: Outlet) -> None:
         """Who is connected when the run closes, and who leaves then."""

@@ -189,8 +189,8 @@ class Simulator:
 
     def _do(self, node: _Node, action: Action) -> None:
         match action:
-            case Send(edge, bucket):
-                node.slots[edge].mark(bucket)
+            case Send(edge, bucket, paces):
+                node.slots[edge].mark(bucket, paces)
                 self._wake(node, edge)
             case Ready():
                 if not node.computing and not node.stopping:
@@ -225,8 +225,10 @@ class Simulator:
 
     def _wake(self, node: _Node, edge: Edge) -> None:
         """See that the edge speaks when its slot is due."""
-        due_s, _ = node.slots[edge].due(node.algorithm.pace_s, node.algorithm.resend_s)
-        due_s = max(due_s, self.now)
+        pace_s, not_before = node.algorithm.pace_s, node.algorithm.not_before(edge)
+        due_s, bucket = node.slots[edge].due(pace_s, node.algorithm.resend_s, not_before)
+        if due_s - node.slots[edge].early_s(bucket, pace_s) <= self.now:
+            due_s = self.now
         if due_s < node.wake_s[edge]:
             node.wake_s[edge] = due_s
             self._for(node, due_s, lambda: self._speak(node, edge, due_s))
@@ -235,10 +237,10 @@ class Simulator:
         if node.wake_s[edge] != due_s:
             return
         node.wake_s[edge] = inf
-        slot = node.slots[edge]
-        at_s, bucket = slot.due(node.algorithm.pace_s, node.algorithm.resend_s)
-        if at_s <= self.now:
-            slot.spoke(bucket, self.now)
+        slot, pace_s = node.slots[edge], node.algorithm.pace_s
+        at_s, bucket = slot.due(pace_s, node.algorithm.resend_s, node.algorithm.not_before(edge))
+        if at_s - slot.early_s(bucket, pace_s) <= self.now:
+            slot.spoke(bucket, max(at_s, self.now))
             self._tell(node, LinkReady(self.now, edge, bucket))
         if not node.gone:
             self._wake(node, edge)

@@ -10,17 +10,20 @@ A PUSH knows when its peer's connection comes and goes; that is how a node learn
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import zmq
+from zmq import Frame
 from zmq.utils.monitor import recv_monitor_message
 
 from rfast_zmq.core.events import Edge, Graph
 from rfast_zmq.errors import UsageError
 
-COPY_SENT_BELOW_BYTES, COPY_RECEIVED_BELOW_BYTES = 512 * 1024, 64 * 1024
+COPY_SENT_BELOW_BYTES = 512 * 1024
 """A shorter payload is copied once: cheaper than the book-keeping of one that is not, which wakes another thread."""
+RECEIVED_MOST = 3
+"""Messages of one peer that wait in a PULL: what came while the node did not listen is read in one go."""
 RECONNECT_MS = 100
 """Between two tries to connect, without back-off: a child that already computes must not stay unheard for seconds."""
 BUFFER_LEAST_BYTES, BUFFER_MOST_BYTES = 64 * 1024, 1 << 20
@@ -28,6 +31,11 @@ BUFFER_LEAST_BYTES, BUFFER_MOST_BYTES = 64 * 1024, 1 << 20
 
 def _buffer_bytes(frame_bytes: int) -> int:
     return min(max(frame_bytes, BUFFER_LEAST_BYTES), BUFFER_MOST_BYTES)
+
+
+def shareable(payload: memoryview) -> Frame:
+    """``payload`` as a frame that any number of messages may share: of ZeroMQ's own memory if it is short."""
+    return Frame(payload, copy=len(payload) < COPY_SENT_BELOW_BYTES)
 
 
 class Readiness:
@@ -40,17 +48,28 @@ class Readiness:
     Args:
         socket: the socket; used by this loop's thread only.
         wanted: ``zmq.POLLIN`` or ``zmq.POLLOUT``.
+        listening: whether the loop is woken by the signals; see :meth:`listen`.
     """
 
-    def __init__(self, socket: zmq.Socket[bytes], wanted: int) -> None:
+    def __init__(self, socket: zmq.Socket[bytes], wanted: int, *, listening: bool = True) -> None:
         self._socket, self._wanted = socket, int(wanted)
         self._loop = asyncio.get_running_loop()
         self._waiting: asyncio.Future[None] | None = None
         self._fd = cast(int, socket.getsockopt(zmq.FD))
-        self._loop.add_reader(self._fd, self._signalled)
+        self._listening = False
+        self.listen(listening)
+
+    def listen(self, listening: bool) -> None:
+        """Whether signals wake the loop. Where they do not, :meth:`wait` goes on only once they do again."""
+        if listening != self._listening:
+            self._listening = listening
+            if listening:
+                self._loop.add_reader(self._fd, self._signalled)
+            else:
+                self._loop.remove_reader(self._fd)
 
     def now(self) -> bool:
-        """Is it so now?"""
+        """Is it so now? Takes the signal back."""
         return bool(cast(int, zmq.backend.Socket.get(self._socket, zmq.EVENTS)) & self._wanted)
 
     async def wait(self) -> None:
@@ -63,10 +82,12 @@ class Readiness:
                 self._waiting = None
 
     def close(self) -> None:
-        self._loop.remove_reader(self._fd)
+        self.listen(False)
 
     def _signalled(self) -> None:
-        if self.now() and self._waiting is not None and not self._waiting.done():
+        if self._waiting is None:
+            self.now()
+        elif not self._waiting.done():
             self._waiting.set_result(None)
 
 
@@ -97,9 +118,8 @@ class Inlet:
         self.graph = graph
         self._socket = context.socket(zmq.PULL)
         self._socket.setsockopt(zmq.IPV6, int("[" in address))
-        self._copy = bucket_bytes < COPY_RECEIVED_BELOW_BYTES
         self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.RCVHWM, 1)
+        self._socket.setsockopt(zmq.RCVHWM, RECEIVED_MOST)
         self._socket.setsockopt(zmq.RCVBUF, _buffer_bytes(bucket_bytes))
         self._socket.setsockopt(zmq.MAXMSGSIZE, frame_bytes)
         try:
@@ -111,15 +131,26 @@ class Inlet:
             raise UsageError(f"{what}: cannot listen on {address}: {error.strerror}") from None
         self._readable = Readiness(self._socket, zmq.POLLIN)
 
-    async def receive(self) -> list[bytes | memoryview]:
-        """The frames of the next message. They stay valid as long as they are referred to."""
-        while True:
-            await self._readable.wait()
-            try:
-                frames = cast(list[Any], self._socket.recv_multipart(zmq.NOBLOCK, copy=self._copy))
-            except zmq.Again:
-                continue
-            return frames if self._copy else [frame.buffer for frame in frames]
+    def listen(self, listening: bool) -> None:
+        """Whether a message that comes wakes :meth:`readable` (it does at first), or waits until somebody takes it."""
+        self._readable.listen(listening)
+
+    async def readable(self) -> None:
+        """Wait until there is a message, and the inlet listens."""
+        await self._readable.wait()
+
+    def take(self) -> list[Frame] | None:
+        """The frames of the next message, if one is there. They stay valid as long as they are referred to."""
+        if not self._readable.now():
+            return None
+        recv = zmq.backend.Socket.recv  # without what the class above it does for other kinds of sockets
+        try:
+            frames = [recv(self._socket, zmq.NOBLOCK, copy=False)]
+        except zmq.Again:
+            return None
+        while frames[-1].more:  # a message arrives whole
+            frames.append(recv(self._socket, copy=False))
+        return frames
 
     def close(self) -> None:
         self._readable.close()
@@ -161,7 +192,7 @@ class Outlet:
             self._socket.close()
             raise UsageError(f"cannot send to node {edge.dst} at {address}: {error.strerror}") from None
         self._news = Readiness(self._monitor, zmq.POLLIN)
-        self._writable = Readiness(self._socket, zmq.POLLOUT)
+        self._writable = Readiness(self._socket, zmq.POLLOUT, listening=False)
 
     async def watch(self) -> None:
         """Follow the connection, for ever: sets :attr:`connected` and :attr:`lost`."""
@@ -175,18 +206,35 @@ class Outlet:
                 self.connected.clear()
                 self.lost.set()
 
-    async def writable(self) -> None:
-        """Wait until the socket takes a message."""
-        await self._writable.wait()
+    def ready(self) -> bool:
+        """Does the socket take a message now?"""
+        return self._writable.now()
 
-    def send(self, frames: Sequence[bytes | memoryview]) -> bool:
-        """Hand a message to the socket; the frames must never be written to afterwards.
+    async def writable(self) -> None:
+        """Wait until the socket takes a message.
+
+        The loop listens meanwhile only: a PUSH signals after every message that its line took, and would wake it for
+        nothing.
+        """
+        if not self._writable.now():
+            self._writable.listen(True)
+            try:
+                await self._writable.wait()
+            finally:
+                self._writable.listen(False)
+
+    def send(self, frames: Sequence[bytes | memoryview | Frame]) -> bool:
+        """Hand a message to the socket; the frames must never be written to afterwards. A :class:`zmq.Frame` (one that
+        was received, or :func:`shareable` made) is shared, not copied.
 
         Returns:
             False if it did not take it after all (its connection has just gone).
         """
         try:
-            self._socket.send_multipart(frames, zmq.NOBLOCK, copy=self._copy)
+            more, send = len(frames), cast(Callable[..., object], zmq.backend.Socket.send)
+            for frame in frames:
+                more -= 1
+                send(self._socket, frame, zmq.NOBLOCK | zmq.SNDMORE if more else zmq.NOBLOCK, copy=self._copy)
         except zmq.Again:
             return False
         return True

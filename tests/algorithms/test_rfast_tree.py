@@ -632,7 +632,7 @@ def test_a_child_of_many_buckets_is_set_aside_and_counted_again_in_one_word_each
         return [a for actions in lists for a in actions if isinstance(a, SetAside | CountsAgain)]
 
     def from_child(counter: int, c: int) -> list[Action]:
-        numbers = {"final": False, **Count().numbers(), "w": 1.0, "wV": 0.0, "c": c}
+        numbers = {"final": False, **Count().numbers(), "w": 1.0, "wV": 0.0, "c": c, "every_s": 0.0}
         messages = [
             Message(Edge("A", 1, 0), b, Stamp(1, counter), torch.ones(2, dtype=torch.float64), numbers)
             for b in range(buckets)
@@ -651,7 +651,7 @@ def test_absurd_numbers_of_a_peer_leave_the_model_finite(absurd: float) -> None:
     numbers = {**Count().numbers(), "weight": absurd, "loss": absurd, "slowest": absurd}
     for counter in range(1, 6):
         for child in (1, 2):
-            said = {"final": False, **numbers, "w": absurd, "wV": absurd, "c": 4 * counter}
+            said = {"final": False, **numbers, "w": absurd, "wV": absurd, "c": 4 * counter, "every_s": absurd}
             message = Message(Edge("A", child, 0), 0, Stamp(1, counter), solo.vector([1.0]), said)
             solo.node.handle(Received(0.0, message))
         solo.gradient([1.0], samples=4, rounds=solo.rounds)

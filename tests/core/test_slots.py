@@ -58,7 +58,7 @@ def test_memory_is_a_mark_a_bucket() -> None:
         slot.mark(now % 4)
         if now % 7 == 0:
             slot.spoke(now % 4, float(now))
-    assert [len(getattr(slot, name)) for name in slot.__slots__] == [4, 4, 4]
+    assert [len(getattr(slot, name)) for name in slot.__slots__] == [4, 4, 4, 4]
 
 
 @given(
