@@ -3,7 +3,7 @@
 Beside each the accuracy of one machine at the same hyper-parameters and seed. With --real one process a node, else in
 virtual time (the same core and codec).
 
-    python benchmarks/digits.py [--real]
+    python benchmarks/digits.py [--real] [--topologies line ring]
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ TOPOLOGIES = ("binary-tree", "line", "ring", "exponential", "mesh")
 def main() -> None:
     parser = arguments(__doc__, 5, data=False)
     parser.add_argument("--real", action="store_true", help="one process a node")
+    parser.add_argument("--topologies", nargs="+", default=TOPOLOGIES, help="these only")
     parser.add_argument("--samples", type=int, default=30_000)
     args = parser.parse_args()
     base: dict[str, Any] = {
@@ -27,7 +28,7 @@ def main() -> None:
     alone = [one_machine(DIGITS, **base, seed=seed).result.accuracy for seed in seeds_of(args)]
     tell(f"one machine: {alone}")
     rows, found = [], []
-    for topology in TOPOLOGIES:
+    for topology in args.topologies:
         for drop in (0.0, 0.3, 0.6):
             results = []
             for seed in seeds_of(args):

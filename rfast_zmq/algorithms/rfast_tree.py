@@ -5,13 +5,18 @@ gradients of its subtree, the root descends along the total, the model flows dow
 
     record     (w·g, w, w·V, c): a gradient times the node's weight; the weight; the version of the model it was made
                from (rounds of progress P); samples counted
-    GRADIENT   own record = mean of the node's gradients since its last report left; c ← c + μ; UP
-    RECV A     a child's record = mean of what it said since this node's last report left (its newest at the root), with
-               the newest c; UP
+    GRADIENT   own record = mean of the node's gradients since its last report left (at the root: since its last
+               descent); c ← c + μ; UP
+    RECV A     a child's record = mean of what it said since this node's last report left (at the root: since its last
+               descent), with the newest c; UP
     UP         S = own record + Σ children's, recomputed, never added to.  Not the root: news for the parent.
-               The root: f = (S.c − last)/B, at most 1;  f > 0: DESCEND(S.g/S.w, f, τ = P − S.V/S.w), last ← S.c, news
-               for the children
+               The root: news for the children
+    LINK       the root, asked for its model: f = (S.c − last)/B, at most 1;
+               f > 0: DESCEND(S.g/S.w, f, τ = P − S.V/S.w), last ← S.c
     RECV W     take the model up; news for the children
+
+So one descent serves every link and all that was heard since the last. A report leaves C after the last if everybody
+who is prompt has been heard since, else after 2 C; a leaf is sent a model one C before it will want one.
 
 A child whose c has not moved for K = 10 rounds of P is set aside: its g, w and V leave the sum until it moves.
 DESCEND is :mod:`rfast_zmq.core.descent`.

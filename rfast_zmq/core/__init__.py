@@ -81,7 +81,7 @@ that sum arrives at the root as the exact mean over nodes, proof against loss: w
    the pair of trees a ring converges at rates where Algorithm 1 as published diverges.
 2. **Relay at network speed**: a newer model or record is taken up and passed on at once, never on a dropped packet. The
    largest stable step on quadratics no longer falls with depth: .57 for 7, 15, 31 and 63 nodes, against .28 to .10.
-3. **Step by progress**: the root steps on arrivals, by f = (samples newly counted)/B rounds, at most 1. So lr,
+3. **Step by progress**: asked for its model, the root steps by f = (samples newly counted)/B rounds, at most 1. So lr,
    momentum, decay and schedules mean what they mean on one machine with batch B, and a straggling root costs nothing
    (time 51–55 wherever the straggler sits; 305 with a root that steps at its own pace).
 4. **Look ahead by the measured staleness**: each gradient tells the P of its model, so the root knows the mean
@@ -92,12 +92,13 @@ that sum arrives at the root as the exact mean over nodes, proof against loss: w
    times to the target; a slow node may take a smaller μ than others.
 6. **Adam's second moment from the round's mean** (an average over about one round): fed with the mean of a few samples,
    its noise shrinks the steps, and 1.5 times as many samples are needed. With it, parity.
-7. **Pace**: an edge speaks about eight times a round, as the root measures a round, and says nothing twice in between.
-   An edge that speaks once per half reporting interval loses nothing and says half as much.
+7. **Pace**: an edge speaks at most about eight times a round, as the root measures a round; in the turn that brings the
+   news where it may, and never what its receiver would not use. Three fifths of the messages of one that speaks
+   whenever its pace allows, and no staler.
 8. **No sample lost on a slow line**: a report is the mean of the gradients since the last one left, and an inner node
    takes the mean of what each child said since its own last report. Up to 1.7 times faster where lines are busy;
    nothing changes where they are free.
-9. **Idle resend**: an edge with no news says its newest again. At 60 % loss: 107 → 22.
+9. **Idle resend**: an edge with no news says its newest again, and again. At 60 % loss: 107 → 22.
 
 A child whose count has not moved for K = 10 rounds is set aside until it moves: otherwise its stale gradient drives τ
 and L up, and the run ends at the wrong point or diverges. (In phase, the tenth change, is not built yet.)
@@ -108,9 +109,9 @@ Two drivers, the simulator and the node, do nothing but this; a gradient's walk 
 
 - ``Started`` once; then ``Ready`` says that there is a model, ``ModelWanted`` asks, ``RunGradient`` answers with it,
   and ``GradientReady`` brings the gradient. One gradient at a time.
-- ``Send(edge, bucket)`` marks the edge's :class:`~rfast_zmq.core.slots.Slot`: news. When the slot is due and the link
-  is free, ``LinkReady`` asks, and ``Transmit`` answers with the message, made from the state of that moment (or with
-  nothing). Codec, wire, codec; then ``Received`` at the other end.
+- ``Send(edge, bucket, paces)`` marks the edge's :class:`~rfast_zmq.core.slots.Slot`: news. When the slot is due and the
+  link is free, ``LinkReady`` asks, and ``Transmit`` answers with the message, made from the state of that moment (or
+  with nothing). Codec, wire, codec; then ``Received`` at the other end.
 - ``StopWanted`` at the root, or enough samples, begin the end; ``Stopping``: compute no more; then ``Tick`` now and
   then, and ``PeerLeft`` when a peer closes its connection; ``Leave``: go. See :mod:`rfast_zmq.core.control`.
 

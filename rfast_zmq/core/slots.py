@@ -17,7 +17,7 @@ PATIENT = 2.0
 """So many paces after its last report a node reports again although not everybody has been heard since. Sooner it need
 not even listen: what came is read when it is awake anyway."""
 REPEATS_APART = 1
-"""Each repetition waits twice as long as the one before, so many times."""
+"""So many repetitions wait twice as long as the one before; the others as long."""
 
 
 class Slot:
@@ -46,7 +46,7 @@ class Slot:
         Args:
             pace_s: least seconds between two messages of one bucket.
             resend_s: seconds after which a bucket that has spoken and has no news says its newest again (inf: never);
-                the next time after twice as long, and then every four times as long.
+                from then on after twice as long.
             not_before: the time before which the edge says nothing.
 
         Returns:

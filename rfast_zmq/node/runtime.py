@@ -472,6 +472,7 @@ class Node:
                     self._shared[message.bucket] = message.payload, frames[1]
                 for delivered in self._faults[message.edge].apply(message):
                     self._tell(Received(self._now(), delivered))
+        inlet.more()
 
     def _refuse(self, refused: Refused, graph: Graph) -> None:
         first = refused.reason not in self.refused

@@ -65,6 +65,7 @@ class Readiness:
             self._listening = listening
             if listening:
                 self._loop.add_reader(self._fd, self._signalled)
+                self.look()
             else:
                 self._loop.remove_reader(self._fd)
 
@@ -84,11 +85,16 @@ class Readiness:
     def close(self) -> None:
         self.listen(False)
 
+    def look(self) -> None:
+        """Have whoever waits look whether it is so: ZeroMQ signals again only once it was seen not to be so."""
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
     def _signalled(self) -> None:
         if self._waiting is None:
             self.now()
-        elif not self._waiting.done():
-            self._waiting.set_result(None)
+        else:
+            self.look()
 
 
 class Inlet:
@@ -139,8 +145,15 @@ class Inlet:
         """Wait until there is a message, and the inlet listens."""
         await self._readable.wait()
 
+    def more(self) -> None:
+        """Somebody else took messages and may have left some: have whoever waits for them look."""
+        self._readable.look()
+
     def take(self) -> list[Frame] | None:
-        """The frames of the next message, if one is there. They stay valid as long as they are referred to."""
+        """The frames of the next message, if one is there. They stay valid as long as they are referred to.
+
+        Whoever does not take until there is none says :meth:`more`.
+        """
         if not self._readable.now():
             return None
         recv = zmq.backend.Socket.recv  # without what the class above it does for other kinds of sockets

@@ -232,6 +232,45 @@ def test_3_a_straggling_root_costs_nothing() -> None:
     assert solo.theta == [-1.0]
 
 
+def paced_root(nodes: int = 3, **settings: Any) -> Solo:
+    """A root that has just stepped for a link, with a pace of 1 s."""
+    solo = root(nodes, pace_s=1.0, optimizer="sgd", **settings)
+    solo.gradient([0.0])
+    for child in range(1, nodes):
+        solo.hear("A", child, [0.0], w=1.0, c=1)
+    solo.tell(LinkReady, Edge("W", 0, 1), 0)
+    return solo
+
+
+def test_3_one_descent_serves_all_that_was_heard_until_a_link_asks_and_all_links() -> None:
+    solo = paced_root()
+    before, x = solo.node.rounds, solo.x
+    for child in (1, 2):
+        actions = solo.hear("A", child, [6.0 * child], w=1.0, c=2)
+        assert sent(actions) == {Edge("W", 0, 1), Edge("W", 0, 2)}
+    assert (solo.node.rounds, solo.x) == (before, x), "nobody asked yet"
+    transmit, *others = solo.tell(LinkReady, Edge("W", 0, 1), 0)
+    assert solo.node.rounds == before + 2 / BATCH
+    assert sent(others) == {Edge("W", 0, 2)}
+    stepped = transmit.message.payload.item()  # type: ignore[union-attr]
+    assert solo.x == [stepped]
+    (transmit,) = solo.tell(LinkReady, Edge("W", 0, 2), 0)
+    assert transmit.message.payload.item() == stepped  # type: ignore[union-attr]
+    assert solo.node.rounds == before + 2 / BATCH
+    assert stepped == pytest.approx(solo.theta[0] - solo.node._descent[0].lead * (6.0 + 12.0) / 3)
+
+
+def test_3_a_root_that_nobody_asks_descends_all_the_same() -> None:
+    solo = paced_root()
+    before = solo.node.rounds
+    solo.now = 3.9
+    solo.hear("A", 1, [6.0], w=1.0, c=2)
+    assert solo.node.rounds == before
+    solo.now = 4.1
+    solo.hear("A", 2, [6.0], w=1.0, c=3)
+    assert solo.node.rounds == before + 3 / BATCH
+
+
 # ------------------------------------------------------------------------------------------------ 4: the lead
 
 
@@ -342,6 +381,95 @@ def test_the_sum_is_recomputed_and_never_added_to() -> None:
             solo.hear("A", child, [newest[child]], w=1.0, c=c)
     total = torch.tensor([newest[1]]) + torch.tensor([newest[2]])
     assert torch.equal(solo.node._state[0].total()[0], total)
+
+
+def test_8_at_the_root_too_what_was_heard_between_two_descents_counts_as_its_mean() -> None:
+    solo = paced_root(nodes=2)
+    solo.gradient([1.0])
+    solo.gradient([3.0])
+    solo.hear("A", 1, [10.0], w=1.0, c=2)
+    solo.hear("A", 1, [20.0], w=1.0, c=3)
+    g, w, _, c = solo.node._state[0].total()
+    assert (g.item(), w, c) == (2.0 + 15.0, 2.0, 3 + 3)
+    solo.tell(LinkReady, Edge("W", 0, 1), 0)
+    solo.hear("A", 1, [40.0], w=1.0, c=4)
+    assert solo.node._state[0].total()[0].item() == 2.0 + 40.0, "a new window"
+
+
+# ------------------------------------------------------------------------------------------------ who waits for whom
+
+
+def paces(actions: list[Action]) -> set[float]:
+    return {action.paces for action in actions if isinstance(action, Send) and action.edge.graph == "A"}
+
+
+def prompt_inner() -> Solo:
+    """Itself and its children have each been heard every second, at a pace of 1 s; a report has just left."""
+    solo = inner(pace_s=1.0)
+    for k in range(1, 20):
+        solo.now = float(k)
+        solo.gradient([0.0])
+        for child in (3, 4):
+            solo.hear("A", child, [0.0], w=1.0, c=k)
+    solo.say("A", 0)
+    return solo
+
+
+def test_a_report_waits_a_little_for_those_who_will_soon_be_heard() -> None:
+    solo = prompt_inner()
+    solo.now = 20.0
+    assert paces(solo.gradient([0.0])) == {2.0}
+    assert paces(solo.hear("A", 3, [0.0], w=1.0, c=20)) == {2.0}
+    assert paces(solo.hear("A", 4, [0.0], w=1.0, c=20)) == {1.0}, "now all have been heard"
+
+
+def test_and_for_no_slow_one() -> None:
+    solo = prompt_inner()
+    for k in range(20, 60):
+        solo.now = float(k)
+        solo.gradient([0.0])
+        solo.hear("A", 3, [0.0], w=1.0, c=k)
+        if k % 5 == 0:
+            solo.hear("A", 4, [0.0], w=1.0, c=k)
+        solo.say("A", 0)
+    solo.now = 61.0
+    solo.gradient([0.0])
+    assert paces(solo.hear("A", 3, [0.0], w=1.0, c=61)) == {1.0}
+
+
+def test_a_leaf_says_how_often_it_wants_a_model_and_others_say_nothing() -> None:
+    solo = leaf()
+    for now in (1.0, 4.0):
+        solo.now = now
+        solo.gradient([0.0])
+    assert solo.say("A", 1).numbers["every_s"] == 3.0
+    solo.now = 6.0
+    solo.gradient([0.0])
+    assert solo.say("A", 1).numbers["every_s"] == 2.0, "what is shorter counts at once"
+    solo.now = 9.0
+    solo.gradient([0.0])
+    assert solo.say("A", 1).numbers["every_s"] == pytest.approx(2.1), "what is longer by and by"
+    parent = inner()
+    for now in (1.0, 4.0):
+        parent.now = now
+        parent.gradient([0.0])
+    assert parent.say("A", 0).numbers["every_s"] == 0.0
+
+
+def test_a_leaf_is_sent_no_model_that_it_would_not_use() -> None:
+    solo = inner(pace_s=1.0)
+    to_leaf, other = Edge("W", 1, 3), Edge("W", 1, 4)
+    assert solo.node.not_before(to_leaf) == -float("inf")
+    solo.now = 10.0
+    solo.hear("A", 3, [0.0], w=1.0, c=1, every_s=5.0)
+    assert solo.node.not_before(to_leaf) == 10.0 + 5.0 - 1.0
+    solo.now = 12.0
+    solo.hear("A", 3, [0.0], w=1.0, c=1, every_s=5.0)
+    assert solo.node.not_before(to_leaf) == 14.0, "a repetition is no new gradient"
+    solo.hear("A", 4, [0.0], w=1.0, c=1, every_s=0.0)
+    assert solo.node.not_before(other) == -float("inf"), "that one passes models on"
+    solo.hear("W", 0, [0.0], P=1.0, phase=1)
+    assert solo.node.not_before(to_leaf) == -float("inf"), "the end is told at once"
 
 
 # ------------------------------------------------------------------------------------------------ set aside

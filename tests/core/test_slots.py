@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rfast_zmq.core.slots import Slot
+from rfast_zmq.core.slots import EARLY, REPEATS_APART, Slot
 
 
 def test_nothing_marked_nothing_to_say() -> None:
@@ -49,6 +49,73 @@ def test_an_idle_bucket_says_its_newest_again_after_resend_seconds() -> None:
     assert slot.due(1.0, inf) == (inf, -1)
     slot.mark(0)
     assert slot.due(1.0, 4.0) == (11.0, 0), "news does not wait for the resend"
+
+
+def test_each_repetition_waits_twice_as_long_as_the_one_before_up_to_a_limit_and_news_ends_it() -> None:
+    slot, now = Slot(1), 0.0
+    slot.mark(0)
+    slot.spoke(0, now)
+    for repeats in range(5):
+        due_s, bucket = slot.due(1.0, 4.0)
+        assert (due_s, bucket) == (now + 4.0 * 2 ** min(repeats, REPEATS_APART), 0)
+        now = due_s
+        slot.spoke(0, now)
+    slot.mark(0)
+    slot.spoke(0, now)
+    assert slot.due(1.0, 4.0) == (now + 4.0, 0)
+
+
+def test_news_that_may_wait_is_due_later_unless_other_news_may_not() -> None:
+    slot = Slot(1)
+    slot.spoke(0, 10.0)
+    slot.mark(0, 2.0)
+    assert slot.due(3.0, inf) == (16.0, 0)
+    slot.mark(0, 1.0)
+    assert slot.due(3.0, inf) == (13.0, 0)
+    slot.mark(0, 2.0)
+    assert slot.due(3.0, inf) == (13.0, 0)
+    slot.spoke(0, 13.0)
+    slot.mark(0, 2.0)
+    assert slot.due(3.0, inf) == (19.0, 0)
+
+
+def test_nothing_is_said_before_the_receiver_has_a_use_for_it() -> None:
+    slot = Slot(1)
+    slot.mark(0)
+    assert slot.due(1.0, inf, not_before=7.0) == (7.0, 0)
+    slot.spoke(0, 7.0)
+    assert slot.due(1.0, inf, not_before=9.0) == (inf, -1), "and nothing is made up"
+
+
+def test_only_news_is_said_early() -> None:
+    slot = Slot(1)
+    slot.mark(0)
+    assert slot.early_s(0, 4.0) == 4.0 * EARLY
+    slot.spoke(0, 1.0)
+    assert slot.early_s(0, 4.0) == 0.0
+    assert slot.early_s(-1, 4.0) == 0.0
+
+
+@given(st.lists(st.floats(0.0, 3.0), min_size=1, max_size=200))
+def test_who_speaks_early_speaks_no_oftener_on_average(waits: list[float]) -> None:
+    slot, pace_s, now, said = Slot(1), 1.0, 0.0, 0
+    for wait in waits:
+        now += wait
+        slot.mark(0)
+        due_s, bucket = slot.due(pace_s, inf)
+        if due_s - slot.early_s(bucket, pace_s) <= now:
+            slot.spoke(bucket, max(now, due_s))
+            said += 1
+    assert said <= now / pace_s + 1 + EARLY
+
+
+def test_free_when_the_bucket_that_was_silent_longest_may_speak() -> None:
+    slot = Slot(2)
+    assert slot.free(1.0) == -inf
+    slot.spoke(0, 5.0)
+    slot.spoke(1, 3.0)
+    assert slot.free(2.0) == 5.0
+    assert slot.free(2.0, 2.0) == 7.0
 
 
 def test_memory_is_a_mark_a_bucket() -> None:

@@ -287,7 +287,8 @@ def namespaces() -> Iterator[list[str]]:
 def test_five_hosts_with_real_packet_loss(namespaces: list[str], tmp_path: Path, hosts: Hosts) -> None:
     ends = [Endpoints(f"tcp://10.77.0.{i + 1}:7001", f"tcp://10.77.0.{i + 1}:7002") for i in range(HOSTS)]
     path = with_endpoints(build("binary-tree", HOSTS), ends, tmp_path / "hosts.toml")
-    flags = ("--insecure", "--samples", "16000", "--split", "label", "--compute", "constant:0.05")
+    # to a target: a connection that loses its first packets may take seconds, and its node's classes come later
+    flags = ("--insecure", "--samples", "100000", "--target", "0.95", "--split", "label", "--compute", "constant:0.05")
     flags += ("--straggler", "4:5", "--report-batch", "3")
     started: list[Host] = []
     for rank in reversed(range(HOSTS)):
@@ -299,8 +300,8 @@ def test_five_hosts_with_real_packet_loss(namespaces: list[str], tmp_path: Path,
     for other in others:
         assert hosts.result(other, within_s=60)["per_node"][0]["gradients"] > 0, other.tells()
     lost = {name: dropped(name) for name in namespaces}
-    assert found["accuracy"] >= 0.9, f"{found}\n{root.tells()}"
-    assert found["samples"] >= 16000
+    assert found["target_s"] is not None, f"{found}\n{root.tells()}"
+    assert found["accuracy"] >= 0.94, f"{found}\n{root.tells()}"
     assert sum(lost.values()) > 50, lost
 
 

@@ -23,7 +23,7 @@ from rfast_zmq.topology import FAMILIES
 TASKS = Path(__file__).with_name("tasks.py")
 DIGITS = Path(__file__).parents[2] / "nodes" / "digits.py"
 OPTIMUM = torch.arange(1.0, 9.0)
-NEAR = 0.3
+NEAR = 0.1
 """Of coordinates from 1 to 8 that start near 0. Runs end by samples, and on a slow machine a sample is worth less."""
 
 
@@ -121,11 +121,13 @@ def test_digits_on_seven_uneven_nodes_over_bad_links() -> None:
             duplicate=0.1,
             reorder=0.1,
             report_batch=3,
-            samples=16_000,
+            samples=60_000,
+            target=0.95,
         )
     )
+    assert done.result.target_s is not None, [(p.samples, p.accuracy) for p in done.points]
     assert done.result.accuracy is not None
-    assert done.result.accuracy >= 0.9
+    assert done.result.accuracy >= 0.94
     assert done.result.slowest_node is not None
     assert done.result.slowest_node["rank"] == 6
     assert done.result.identity_error is not None

@@ -222,6 +222,22 @@ async def test_a_node_that_leaves_before_it_is_connected_ends(folder: Path) -> N
     assert run.watches[1].layouts == []
 
 
+async def test_a_leaf_in_a_long_gradient_hears_of_the_end(folder: Path) -> None:
+    """It does not listen while it computes, for a tenth of a second; then it does."""
+    run = Nodes(folder, Line, nodes=2, straggler=("1:100000",), samples=10**9)
+    root, leaf = run.nodes
+
+    def stop(report: Mapping[str, Any]) -> None:
+        if report["time_s"] > 1.0:
+            root.stop()
+
+    run.watches[0].told = stop
+    began_s = time.monotonic()
+    assert await run.run() == [None] * 2
+    assert time.monotonic() - began_s < 30
+    assert leaf.standing()["gradients"] == 0
+
+
 # ------------------------------------------------------------------------------------- what the task does wrong
 
 
@@ -255,6 +271,15 @@ class Untrainable(Line):
         raise ValueError("no such column: price")
 
 
+class Unscheduled(Line):
+    """Raises where a link asks for the model, and no coroutine of a user's is near."""
+
+    def lr_schedule(self, rounds: float) -> float:
+        if rounds > 3:
+            raise ValueError("no such epoch: 3")
+        return 1.0
+
+
 class Scoreless(Line):
     """Scores what is not to be had: a word where a number belongs."""
 
@@ -267,6 +292,7 @@ class Scoreless(Line):
     [
         (Unscorable, "no such metric: f1"),
         (Scoreless, "low"),
+        (Unscheduled, "no such epoch: 3"),
         (Unheeding, "no such logger: board"),
         (Unready, "no such file: notes"),
         (Unreporting, "no such queue: q"),

@@ -16,7 +16,7 @@ import zmq
 
 from rfast_zmq.core.events import Edge
 from rfast_zmq.errors import UsageError
-from rfast_zmq.transport import Inlet, Outlet
+from rfast_zmq.transport import Inlet, Outlet, shareable
 
 EDGE = Edge("W", 0, 1)
 MB = 1 << 20
@@ -209,6 +209,25 @@ async def test_large_frames_are_sent_without_a_copy(address: str, ends: Ends, si
         await until(free, "the socket lets go of what it has sent")
     else:
         assert free()
+
+
+@pytest.mark.parametrize("size", [1000, 100_000, 4 * MB])
+async def test_a_shared_frame_goes_to_many_and_is_passed_on(folder: Path, ends: Ends, size: int) -> None:
+    addresses = [f"ipc://{folder}/{n}.W" for n in range(3)]
+    inlets = [ends.inlet(a, bucket_bytes=size) for a in addresses]
+    outlets = [ends.outlet(a, bucket_bytes=size) for a in addresses]
+    payload = bytearray(b"y" * size)
+    frame = shareable(memoryview(payload))
+    for outlet in outlets[:2]:
+        await sent(outlet, [b"head", frame])
+    del frame
+    await within(inlets[0].readable())
+    taken = inlets[0].take()
+    assert taken is not None
+    await sent(outlets[2], [b"next head", taken[1]])
+    del taken
+    for inlet, head in ((inlets[1], b"head"), (inlets[2], b"next head")):
+        assert [bytes(f) for f in await within(received(inlet))] == [head, payload]
 
 
 async def test_one_inlet_hears_many_outlets(address: str, ends: Ends) -> None:
@@ -443,3 +462,23 @@ async def test_no_signal_is_lost_however_messages_and_waits_fall(address: str, e
         if number % 11 == 0:
             await asyncio.sleep(0)
     await sending
+
+
+async def test_an_inlet_that_does_not_listen_wakes_nobody_and_loses_nothing(address: str, ends: Ends) -> None:
+    inlet, outlet = ends.inlet(address, bucket_bytes=100), ends.outlet(address, bucket_bytes=100)
+    await within(outlet.connected.wait())
+    for turn in range(3):
+        waiting = asyncio.ensure_future(inlet.readable())
+        await asyncio.sleep(0)
+        inlet.listen(False)
+        watched = readers()
+        await sent(outlet, [bytes([turn])])
+        await not_yet(asyncio.shield(waiting))
+        assert readers() == watched
+        if turn == 1:  # somebody takes it meanwhile
+            assert [frame.bytes for frame in inlet.take() or []] == [bytes([turn])]
+            await sent(outlet, [bytes([turn + 100])])
+        inlet.listen(True)
+        await within(waiting)
+        assert [frame.bytes for frame in inlet.take() or []] == [bytes([turn + 100 if turn == 1 else turn])]
+    assert inlet.take() is None
