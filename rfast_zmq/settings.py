@@ -47,7 +47,7 @@ class Settings:
             ``lognormal:MEDIAN:SIGMA``.
         straggler: ``RANK:FACTOR`` each.
         pace: C in seconds; None: chosen by the algorithm.
-        resend: idle resend in seconds, then every twice as many; None: chosen by the algorithm.
+        resend: idle resend in seconds; None: chosen by the algorithm.
         drop, duplicate, reorder: probabilities for every received message.
         seed: of everything drawn.
         data: the task's data file.

@@ -16,7 +16,7 @@ gradients of its subtree, the root descends along the total, the model flows dow
     RECV W     take the model up; news for the children
 
 So one descent serves every link and all that was heard since the last. A report leaves C after the last if everybody
-who is prompt has been heard since, else after 2 C; a leaf is sent a model one C before it will want one.
+who is prompt has been heard since, else after 2 C; a leaf is sent none while it would not use it.
 
 A child whose c has not moved for K = 10 rounds of P is set aside: its g, w and V leave the sum until it moves.
 DESCEND is :mod:`rfast_zmq.core.descent`.
@@ -57,14 +57,16 @@ WEIGHT_LEAST = 1e-9
 """A record of less weight is none."""
 PACE_OF_ROUND = 1 / 8
 """C, as a part of a round's time."""
-LEAF_AHEAD = 1.0
-"""A leaf of the pull tree is sent a model so many C before it will want one."""
+LEAF_AHEAD = 0.5
+"""A leaf of the pull tree is sent no model in this part of the time until it wants one (but in the last C always)."""
 PROMPT_LEAST, PROMPT_STEP = 0.75, 0.1
 """A report waits a little for a child that has been so prompt of late: for no slow one, and hardly at all where much is
 lost."""
 PROMPT_PACES = 1.1 * PATIENT
 ALONE_PACES = 4.0
 """The root descends when a link asks for the model; if none does for so many C, whenever it hears something."""
+ROUND_UNASKED = 0.5
+"""The same where so much of a round has come in."""
 IDLE_PACES = 2.0
 """τ_idle, as a multiple of C."""
 
@@ -110,9 +112,9 @@ class Record:
             self.prompt += PROMPT_STEP * ((now - self._entered_s <= patience_s) - self.prompt)
         self._entered_s = now
 
-    def awaited(self) -> bool:
+    def awaited(self, now: float, patience_s: float) -> bool:
         """Nothing was heard since the last report left, but probably soon will be."""
-        return self.left and self.prompt >= PROMPT_LEAST
+        return self.left and self.prompt >= PROMPT_LEAST and now - self._entered_s <= patience_s
 
 
 class Child(Record):
@@ -183,9 +185,10 @@ class TreeBucket:
         """S.c."""
         return self.own.c + sum(k.c for k in self.children.values())
 
-    def all_heard(self) -> bool:
+    def all_heard(self, now: float, patience_s: float) -> bool:
         """Has everybody who can be counted on said something since the last report left?"""
-        return not any(r.awaited() for r in (self.own, *(k for k in self.children.values() if not k.aside)))
+        records = (self.own, *(child for child in self.children.values() if not child.aside))
+        return not any(record.awaited(now, patience_s) for record in records)
 
     def look(self) -> bool:
         """Set aside the children that do not move; True if there were such."""
@@ -252,7 +255,7 @@ class RFastTree(Skeleton):
 
     @classmethod
     def numbers(cls, graph: Graph) -> Mapping[str, type]:
-        own: dict[str, type] = {"P": float} if graph == "W" else {"w": float, "wV": float, "c": int, "every_s": float}
+        own: dict[str, type] = {"P": float} if graph == "W" else {"w": float, "wV": float, "c": int, "next_s": float}
         return {**super().numbers(graph), **own}
 
     # ------------------------------------------------------------------------------------ events
@@ -308,6 +311,15 @@ class RFastTree(Skeleton):
             self._own_every_s = min(took_s, known_s + 0.1 * (took_s - known_s)) if known_s else took_s
         self._gradient_at_s = now
 
+    def _next_s(self, now: float) -> float:
+        """Seconds until this node will want a model; 0.0 where models are passed on, or it is not known."""
+        return 0.0 if self._gradient_at_s is None else max(self._gradient_at_s + self._own_every_s - now, 0.0)
+
+    def _stop(self, now: float) -> None:
+        if self.is_root:
+            for b in range(self.buckets):
+                self._take_step(b, now)
+
     def _received(self, message: Message, now: float) -> list[Action]:
         b, numbers = message.bucket, message.numbers
         state = self._state[b]
@@ -320,8 +332,8 @@ class RFastTree(Skeleton):
                 actions += self._told_aside() + self._mark("A", b)
             return actions
         child, w, c = state.children[message.edge.src], bounded(numbers["w"]), int(numbers["c"])  # type: ignore[arg-type]
-        if c > child.c and (every_s := bounded(numbers["every_s"])):
-            self._hold_s[message.edge.src] = now + every_s - LEAF_AHEAD * self.pace_s
+        if self.pace_s > 0.0 and (next_s := bounded(numbers["next_s"])):
+            self._hold_s[message.edge.src] = now + next_s - max(self.pace_s, LEAF_AHEAD * next_s)
         if w < WEIGHT_LEAST:
             return []
         alone = bool(numbers["final"])
@@ -341,7 +353,7 @@ class RFastTree(Skeleton):
 
     def _up(self, b: int, now: float) -> list[Action]:
         state = self._state[b]
-        paces = 1.0 if state.all_heard() else PATIENT
+        paces = 1.0 if state.all_heard(now, PROMPT_PACES * self.pace_s) else PATIENT
         if not self.is_root:
             return self._mark("A", b, paces=paces)
         if not self._closing.running:
@@ -349,7 +361,8 @@ class RFastTree(Skeleton):
         actions = self._told_aside() if state.look() else []
         if state.count() <= state.last:
             return actions
-        if not self._listeners or now >= state.alone_s:
+        much = state.count() - state.last >= ROUND_UNASKED * self.config.global_batch  # more than a round would be lost
+        if not self._listeners or now >= state.alone_s or much:
             self._take_step(b, now)
         return actions + self._mark("W", b, paces=paces)
 
@@ -400,7 +413,7 @@ class RFastTree(Skeleton):
                 return None
             g = torch.zeros(self.config.layout.buckets[bucket].size, dtype=self.config.layout.dtype)
         state.report_left()
-        return g, {"w": w, "wV": wv, "c": min(c, COUNT_MOST), "every_s": self._own_every_s}
+        return g, {"w": w, "wV": wv, "c": min(c, COUNT_MOST), "next_s": self._next_s(now)}
 
     # ------------------------------------------------------------------------------------ what others ask
 

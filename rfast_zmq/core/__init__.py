@@ -98,7 +98,7 @@ that sum arrives at the root as the exact mean over nodes, proof against loss: w
 8. **No sample lost on a slow line**: a report is the mean of the gradients since the last one left, and an inner node
    takes the mean of what each child said since its own last report. Up to 1.7 times faster where lines are busy;
    nothing changes where they are free.
-9. **Idle resend**: an edge with no news says its newest again, and again. At 60 % loss: 107 → 22.
+9. **Idle resend**: an edge with no news says its newest again. At 60 % loss: 107 → 22.
 
 A child whose count has not moved for K = 10 rounds is set aside until it moves: otherwise its stale gradient drives τ
 and L up, and the run ends at the wrong point or diverges. (In phase, the tenth change, is not built yet.)

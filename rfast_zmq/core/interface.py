@@ -41,8 +41,7 @@ class NodeConfig:
         weight: this node's weight in the mean over nodes.
         incarnation: higher at every restart of the node.
         pace_s: least seconds between two messages of an edge and bucket; None: the algorithm's own choice.
-        resend_s: seconds after which an idle edge says its newest again (then every twice as many); None: the
-            algorithm's own choice.
+        resend_s: seconds after which an idle edge says its newest again; None: the algorithm's own choice.
         stop_samples: the root stops the run when all nodes together have done so many samples; None: never.
     """
 

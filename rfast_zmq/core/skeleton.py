@@ -111,6 +111,9 @@ class Skeleton(Algorithm):
             return Count(samples=count.samples, set_aside=count.set_aside, trouble=count.trouble)
         return count
 
+    def _stop(self, now: float) -> None:
+        """The run is about to close: whatever was put off is done now."""
+
     def _started(self, now: float) -> list[Action]:
         """The node begins."""
         return [Ready()] if self._ready() else []
@@ -280,6 +283,8 @@ class Skeleton(Algorithm):
 
     def _enter(self, phase: Phase, now: float) -> list[Action]:
         was_running = self._closing.running
+        if was_running:
+            self._stop(now)
         if not self._closing.enter(phase, now):
             return []
         return [*([Stopping()] if was_running else []), *self._mark("W"), *self._mark("A")]

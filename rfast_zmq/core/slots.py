@@ -16,8 +16,6 @@ speaks no oftener than its pace."""
 PATIENT = 2.0
 """So many paces after its last report a node reports again although not everybody has been heard since. Sooner it need
 not even listen: what came is read when it is awake anyway."""
-REPEATS_APART = 1
-"""So many repetitions wait twice as long as the one before; the others as long."""
 
 
 class Slot:
@@ -27,12 +25,11 @@ class Slot:
         buckets: number of buckets.
     """
 
-    __slots__ = ("_last_s", "_paces", "_repeats", "_spoken")
+    __slots__ = ("_last_s", "_paces", "_spoken")
 
     def __init__(self, buckets: int) -> None:
         self._paces = [0.0] * buckets  # 0: no news; else so many paces after it last spoke
         self._spoken = [False] * buckets
-        self._repeats = [0] * buckets
         self._last_s = [-inf] * buckets
 
     def mark(self, bucket: int, paces: float = 1.0) -> None:
@@ -45,8 +42,7 @@ class Slot:
 
         Args:
             pace_s: least seconds between two messages of one bucket.
-            resend_s: seconds after which a bucket that has spoken and has no news says its newest again (inf: never);
-                from then on after twice as long.
+            resend_s: seconds after which a bucket that has spoken and has no news says its newest again (inf: never).
             not_before: the time before which the edge says nothing.
 
         Returns:
@@ -58,7 +54,7 @@ class Slot:
             if self._paces[bucket]:
                 at_s = last_s + pace_s * self._paces[bucket]
             elif self._spoken[bucket]:
-                at_s = last_s + idle_s * (1 << min(self._repeats[bucket], REPEATS_APART))
+                at_s = last_s + idle_s
             else:
                 continue
             if at_s < best_s or best < 0:
@@ -80,7 +76,6 @@ class Slot:
             bucket: which.
             at_s: the later of now and when it was due.
         """
-        self._repeats[bucket] = 0 if self._paces[bucket] else self._repeats[bucket] + 1
         self._paces[bucket] = 0.0
         self._spoken[bucket] = True
         self._last_s[bucket] = at_s

@@ -42,6 +42,8 @@ def share_cores() -> bool:
     if not hasattr(os, "SCHED_BATCH"):
         return False
     try:
+        if os.sched_getscheduler(0) != os.SCHED_OTHER:  # somebody chose
+            return False
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     except OSError:
         return False

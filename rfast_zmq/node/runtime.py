@@ -1,9 +1,9 @@
 """A real node: one asyncio loop that feeds the core with events and carries out its actions.
 
 A gradient's walk: the compute coroutine hands a model to a worker thread and gets a gradient back →
-``handle(GradientReady)`` → ``Send`` marks the slot of an edge → the edge's coroutine, when the pace allows and the
-socket takes it, asks the core for the message (``handle(LinkReady)``) → codec → PUSH … PULL → codec →
-``handle(Received)`` → the next model.
+``handle(GradientReady)`` → ``Send`` marks the slot of an edge → when the pace allows and the socket takes it, which is
+mostly in the same turn of the loop, the core is asked for the message (``handle(LinkReady)``) → codec → PUSH … PULL →
+codec → ``handle(Received)`` → the next model.
 
 No coroutine waits for another node, and there is no timeout in the data path: a coroutine waits for its own thread, its
 own socket, or its own clock (pace, idle resend, emulated compute).
@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from math import inf
+from math import ceil, inf
 from typing import Any
 
 import torch
@@ -57,7 +57,7 @@ from rfast_zmq.node.scoring import Scorer
 from rfast_zmq.node.watcher import Watcher
 from rfast_zmq.results import Point
 from rfast_zmq.task import Worker
-from rfast_zmq.transport import Addresses, Inlet, Outlet, shareable
+from rfast_zmq.transport import RECEIVED_MOST, Addresses, Inlet, Outlet, shareable
 
 REPORT_S = 0.5
 """Seconds between two reports of a node to whoever watches it."""
@@ -165,11 +165,13 @@ class Node:
             await self._last_words()
         finally:
             self._halt.set()
-            for timer in self._timers.values():
-                timer.cancel()
+            for timer in (*self._timers.values(), self._ear):
+                if timer is not None:
+                    timer.cancel()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            self._reports = self._models = None
             while self._inlets:
                 self._inlets.pop().close()
             while self._outlets:
@@ -202,6 +204,8 @@ class Node:
                 where = f"node {self.name}, {what} endpoint"
                 inlet = Inlet(context, graph, address, self.codec.max_frame_bytes, payload_bytes, where)
                 self._inlets.append(inlet)
+                if len(layout.buckets) > RECEIVED_MOST:
+                    continue  # they would not all fit in a socket that nobody reads
                 if graph == "A" and self._fed:
                     self._reports = inlet
                 elif graph == "W" and self.algorithm.models_can_wait:
@@ -283,6 +287,9 @@ class Node:
 
     def _flush(self) -> None:
         """Whoever has news and may speak does so, in this very turn of the loop."""
+        if not self._outlets and not self._inlets:  # closed
+            self._fresh.clear()
+            return
         self._flushing = True
         try:
             now = self._now()
@@ -309,10 +316,12 @@ class Node:
         pace_s = algorithm.pace_s
         due_s, bucket = slot.due(pace_s, algorithm.resend_s, algorithm.not_before(edge))
         now = self._now()
-        if due_s - slot.early_s(bucket, pace_s) <= now:
-            if edge in self._unsent or not outlet.ready():
-                self._news[edge].set()
-                return
+        if due_s - slot.early_s(bucket, pace_s) > now:
+            pass
+        elif edge in self._unsent or not outlet.ready():
+            self._news[edge].set()  # its coroutine goes on when the socket takes messages again
+            due_s = inf
+        else:
             slot.spoke(bucket, max(now, due_s))
             for action in algorithm.handle(LinkReady(now, edge, bucket)):
                 if not isinstance(action, Transmit):
@@ -322,9 +331,12 @@ class Node:
                 frames = header, self._sharing(action.message, payload)
                 if not outlet.send(frames):  # the connection has just gone: what was said must not be lost
                     self._unsent[edge] = frames
+                    self._news[edge].set()
                 self.bytes_sent += len(header) + len(payload)
                 self.messages_sent += 1
-            due_s, _ = slot.due(pace_s, algorithm.resend_s, algorithm.not_before(edge))
+            due_s, bucket = slot.due(pace_s, algorithm.resend_s, algorithm.not_before(edge))
+            if due_s - slot.early_s(bucket, pace_s) <= now:
+                self._news[edge].set()  # the next bucket, after everything else has had its turn
             self._due_s[edge] = inf
         if edge in self._fed and self._reports is not None:
             overdue_s = self._free_s(PATIENT)
@@ -353,6 +365,7 @@ class Node:
         if wait_s <= 0:
             self._news[edge].set()
         elif wait_s < inf:
+            wait_s = ceil(wait_s * 1000) / 1000  # uvloop's clock ticks in milliseconds: never wake just before the time
             self._timers[edge] = self._loop.call_later(wait_s, self._time_has_come, edge)
 
     def _time_has_come(self, edge: Edge) -> None:
@@ -403,7 +416,7 @@ class Node:
 
     def _computed(self, event: GradientReady) -> None:
         self._tell(event)
-        if not event.finite and self.trouble < 0:
+        if not event.finite and self.trouble < 0 and not self._stopping.is_set():
             self.trouble = self.rank
             self._watcher.say(f"{self._called(self.rank)}: the loss is {event.loss}: its gradient is left out")
 

@@ -29,6 +29,7 @@ from rfast_zmq.core.events import (
     Send,
     SetAside,
     Stamp,
+    StopWanted,
 )
 from rfast_zmq.task.flat import Entry, Group, Layout
 from rfast_zmq.topology import FAMILIES, build, from_edges
@@ -437,39 +438,69 @@ def test_and_for_no_slow_one() -> None:
     assert paces(solo.hear("A", 3, [0.0], w=1.0, c=61)) == {1.0}
 
 
-def test_a_leaf_says_how_often_it_wants_a_model_and_others_say_nothing() -> None:
+def test_a_leaf_says_when_it_will_want_a_model_and_others_say_nothing() -> None:
     solo = leaf()
     for now in (1.0, 4.0):
         solo.now = now
         solo.gradient([0.0])
-    assert solo.say("A", 1).numbers["every_s"] == 3.0
+    assert solo.say("A", 1).numbers["next_s"] == 3.0
+    solo.now = 5.0
+    assert solo.say("A", 1).numbers["next_s"] == 2.0
     solo.now = 6.0
     solo.gradient([0.0])
-    assert solo.say("A", 1).numbers["every_s"] == 2.0, "what is shorter counts at once"
+    assert solo.say("A", 1).numbers["next_s"] == 2.0, "a shorter gradient counts at once"
     solo.now = 9.0
+    assert solo.say("A", 1).numbers["next_s"] == 0.0, "overdue"
     solo.gradient([0.0])
-    assert solo.say("A", 1).numbers["every_s"] == pytest.approx(2.1), "what is longer by and by"
+    assert solo.say("A", 1).numbers["next_s"] == pytest.approx(2.1), "a longer one by and by"
     parent = inner()
     for now in (1.0, 4.0):
         parent.now = now
         parent.gradient([0.0])
-    assert parent.say("A", 0).numbers["every_s"] == 0.0
+    assert parent.say("A", 0).numbers["next_s"] == 0.0
 
 
 def test_a_leaf_is_sent_no_model_that_it_would_not_use() -> None:
     solo = inner(pace_s=1.0)
     to_leaf, other = Edge("W", 1, 3), Edge("W", 1, 4)
-    assert solo.node.not_before(to_leaf) == -float("inf")
+    never = -float("inf")
+    assert solo.node.not_before(to_leaf) == never
     solo.now = 10.0
-    solo.hear("A", 3, [0.0], w=1.0, c=1, every_s=5.0)
-    assert solo.node.not_before(to_leaf) == 10.0 + 5.0 - 1.0
-    solo.now = 12.0
-    solo.hear("A", 3, [0.0], w=1.0, c=1, every_s=5.0)
-    assert solo.node.not_before(to_leaf) == 14.0, "a repetition is no new gradient"
-    solo.hear("A", 4, [0.0], w=1.0, c=1, every_s=0.0)
-    assert solo.node.not_before(other) == -float("inf"), "that one passes models on"
+    solo.hear("A", 3, [0.0], w=1.0, c=1, next_s=5.0)
+    assert solo.node.not_before(to_leaf) == 10.0 + 5.0 / 2
+    solo.now = 13.0
+    solo.hear("A", 3, [0.0], w=1.0, c=1, next_s=1.5)
+    assert solo.node.not_before(to_leaf) == 13.0 + 1.5 - 1.0, "in the last C always"
+    solo.hear("A", 4, [0.0], w=1.0, c=1, next_s=0.0)
+    assert solo.node.not_before(other) == never, "that one passes models on"
     solo.hear("W", 0, [0.0], P=1.0, phase=1)
-    assert solo.node.not_before(to_leaf) == -float("inf"), "the end is told at once"
+    assert solo.node.not_before(to_leaf) == never, "the end is told at once"
+    unpaced = inner(pace_s=0.0)
+    unpaced.hear("A", 3, [0.0], w=1.0, c=1, next_s=5.0)
+    assert unpaced.node.not_before(to_leaf) == never
+
+
+def test_nobody_waits_for_a_child_that_was_never_heard_nor_for_one_that_has_died() -> None:
+    solo = inner(pace_s=1.0)
+    for k in range(1, 20):
+        solo.now = float(k)
+        solo.gradient([0.0])
+        assert paces(solo.hear("A", 3, [0.0], w=1.0, c=k)) == {1.0}
+        solo.say("A", 0)
+    for k in range(20, 24):
+        solo.now = float(k)
+        found = paces(solo.gradient([0.0]))
+        solo.say("A", 0)
+    assert found == {1.0}
+
+
+def test_3_no_progress_is_lost_where_links_ask_seldom_nor_at_the_end() -> None:
+    solo = paced_root()
+    before = solo.node.rounds
+    for k in range(2, 32):
+        solo.hear("A", 1, [1.0], w=1.0, c=k)
+    solo.tell(StopWanted)
+    assert solo.node.rounds == before + 30 / BATCH
 
 
 # ------------------------------------------------------------------------------------------------ set aside
@@ -760,7 +791,7 @@ def test_a_child_of_many_buckets_is_set_aside_and_counted_again_in_one_word_each
         return [a for actions in lists for a in actions if isinstance(a, SetAside | CountsAgain)]
 
     def from_child(counter: int, c: int) -> list[Action]:
-        numbers = {"final": False, **Count().numbers(), "w": 1.0, "wV": 0.0, "c": c, "every_s": 0.0}
+        numbers = {"final": False, **Count().numbers(), "w": 1.0, "wV": 0.0, "c": c, "next_s": 0.0}
         messages = [
             Message(Edge("A", 1, 0), b, Stamp(1, counter), torch.ones(2, dtype=torch.float64), numbers)
             for b in range(buckets)
@@ -779,7 +810,7 @@ def test_absurd_numbers_of_a_peer_leave_the_model_finite(absurd: float) -> None:
     numbers = {**Count().numbers(), "weight": absurd, "loss": absurd, "slowest": absurd}
     for counter in range(1, 6):
         for child in (1, 2):
-            said = {"final": False, **numbers, "w": absurd, "wV": absurd, "c": 4 * counter, "every_s": absurd}
+            said = {"final": False, **numbers, "w": absurd, "wV": absurd, "c": 4 * counter, "next_s": absurd}
             message = Message(Edge("A", child, 0), 0, Stamp(1, counter), solo.vector([1.0]), said)
             solo.node.handle(Received(0.0, message))
         solo.gradient([1.0], samples=4, rounds=solo.rounds)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rfast_zmq.core.slots import EARLY, REPEATS_APART, Slot
+from rfast_zmq.core.slots import EARLY, Slot
 
 
 def test_nothing_marked_nothing_to_say() -> None:
@@ -49,20 +49,6 @@ def test_an_idle_bucket_says_its_newest_again_after_resend_seconds() -> None:
     assert slot.due(1.0, inf) == (inf, -1)
     slot.mark(0)
     assert slot.due(1.0, 4.0) == (11.0, 0), "news does not wait for the resend"
-
-
-def test_each_repetition_waits_twice_as_long_as_the_one_before_up_to_a_limit_and_news_ends_it() -> None:
-    slot, now = Slot(1), 0.0
-    slot.mark(0)
-    slot.spoke(0, now)
-    for repeats in range(5):
-        due_s, bucket = slot.due(1.0, 4.0)
-        assert (due_s, bucket) == (now + 4.0 * 2 ** min(repeats, REPEATS_APART), 0)
-        now = due_s
-        slot.spoke(0, now)
-    slot.mark(0)
-    slot.spoke(0, now)
-    assert slot.due(1.0, 4.0) == (now + 4.0, 0)
 
 
 def test_news_that_may_wait_is_due_later_unless_other_news_may_not() -> None:
@@ -125,7 +111,7 @@ def test_memory_is_a_mark_a_bucket() -> None:
         slot.mark(now % 4)
         if now % 7 == 0:
             slot.spoke(now % 4, float(now))
-    assert [len(getattr(slot, name)) for name in slot.__slots__] == [4, 4, 4, 4]
+    assert [len(getattr(slot, name)) for name in slot.__slots__] == [4, 4, 4]
 
 
 @given(

@@ -18,6 +18,7 @@ from rfast_zmq.assembly import Plan
 from rfast_zmq.errors import UsageError
 from rfast_zmq.settings import Settings
 from rfast_zmq.simulate import Halt, Simulation, Simulator
+from rfast_zmq.topology import build
 
 ROOT = Path(__file__).parents[2]
 TASK = str(ROOT / "nodes" / "quadratic.py")
@@ -77,6 +78,17 @@ def test_it_reaches_the_true_optimum(optimizer: str, rounds: int, nodes: int, sl
 def test_on_every_topology_at_60_percent_loss(topology: str) -> None:
     run = simulate(topology=topology, rounds=70, straggler=("3:5",), drop=0.6, duplicate=0.1, reorder=0.1)
     ended_well(run)
+    assert run.result.extra["error"] < 5e-5
+
+
+def test_a_leaf_of_the_pull_tree_with_children_in_the_push_tree_gets_its_models() -> None:
+    """Its own gradients are rare, but its reports are not: models must come by the former."""
+    run = simulate(nodes=8, topology="exponential", straggler=("4:5",), rounds=60)
+    ended_well(run)
+    tree = build("exponential", 8)
+    assert not tree.pull_tree.children[4]
+    assert tree.push_tree.children[4]
+    assert run.result.staleness_rounds < 1.5
     assert run.result.extra["error"] < 5e-5
 
 
