@@ -63,6 +63,7 @@ PROMPT_LEAST, PROMPT_STEP = 0.75, 0.1
 """A report waits a little for a child that has been so prompt of late: for no slow one, and hardly at all where much is
 lost."""
 PROMPT_PACES = 1.1 * PATIENT
+"""Whoever is heard within so many C of the time before was prompt: the patience, and a tenth for the way."""
 ALONE_PACES = 4.0
 """The root descends when a link asks for the model; if none does for so many C, whenever it hears something."""
 ROUND_UNASKED = 0.5

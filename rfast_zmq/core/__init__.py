@@ -93,8 +93,7 @@ that sum arrives at the root as the exact mean over nodes, proof against loss: w
 6. **Adam's second moment from the round's mean** (an average over about one round): fed with the mean of a few samples,
    its noise shrinks the steps, and 1.5 times as many samples are needed. With it, parity.
 7. **Pace**: an edge speaks at most about eight times a round, as the root measures a round; in the turn that brings the
-   news where it may, and never what its receiver would not use. Three fifths of the messages of one that speaks
-   whenever its pace allows, and no staler.
+   news where it may, and never what its receiver would not use.
 8. **No sample lost on a slow line**: a report is the mean of the gradients since the last one left, and an inner node
    takes the mean of what each child said since its own last report. Up to 1.7 times faster where lines are busy;
    nothing changes where they are free.

@@ -65,10 +65,11 @@ HINTS = {"run": "; the nodes of a run share topology, algorithm, batch, split an
 TURNS = 8
 """So many messages of one socket are handled before everything else has had its turn."""
 HASTE_S = 1e-3
-"""A link that sleeps until it may speak is not woken to speak by less than this earlier."""
+"""A timer that is set is not set anew for less than this; nor are reports looked for twice within it."""
 DEAF_S = 0.1
 """A leaf that computes listens again after so long, that it may hear of the end."""
 Computed = tuple[tuple[Tensor, ...], float, int, bool, float]
+"""As :meth:`Node._gradient` returns it."""
 
 
 class Node:
@@ -309,7 +310,7 @@ class Node:
         return min(self._slots[edge].free(pace_s, paces) for edge in self._fed)
 
     def _speak(self, edge: Edge) -> None:
-        """Say what the edge may say now, one bucket; see that its coroutine wakes for what follows."""
+        """Say what the edge may say now, one bucket; see that it is woken for what follows."""
         slot, algorithm, outlet = self._slots[edge], self.algorithm, self._outlets.get(edge)
         if outlet is None:  # closed
             return
@@ -357,7 +358,7 @@ class Node:
         return frame
 
     def _arm(self, edge: Edge, due_s: float) -> None:
-        """See that the edge's coroutine wakes when the edge may speak."""
+        """See that the edge speaks at ``due_s``."""
         if (timer := self._timers.pop(edge, None)) is not None:
             timer.cancel()
         self._due_s[edge] = due_s

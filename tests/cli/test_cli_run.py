@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ import pytest
 from rfast_zmq.cli import main
 from rfast_zmq.cli.flags import Flags
 from rfast_zmq.settings import Settings
+from tests.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
 QUADRATIC = str(ROOT / "nodes" / "quadratic.py")
@@ -221,17 +221,6 @@ def in_session(leader: int) -> dict[int, str]:
         if int(fields_of[3]) == leader and fields_of[0] != "Z":
             found[int(stat.parent.name)] = command
     return found
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for s in sockets:
-            s.bind(("127.0.0.1", 0))
-        return [int(s.getsockname()[1]) for s in sockets]
-    finally:
-        for s in sockets:
-            s.close()
 
 
 def test_light_verbs_do_not_wait_for_torch() -> None:

@@ -19,6 +19,7 @@ import pytest
 
 from rfast_zmq.topology import Endpoints, build, to_toml
 from rfast_zmq.topology.graphs import Topology
+from tests.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
 TASKS = Path(__file__).with_name("tasks.py")
@@ -26,17 +27,6 @@ DIGITS = ROOT / "nodes" / "digits.py"
 START_S = 60.0
 """For a process to import torch, load its data and start, on a machine that has other things to do."""
 PROGRESS = re.compile(r"samples .*\bround [1-9]")
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for s in sockets:
-            s.bind(("127.0.0.1", 0))
-        return [int(s.getsockname()[1]) for s in sockets]
-    finally:
-        for s in sockets:
-            s.close()
 
 
 def with_endpoints(topology: Topology, endpoints: Sequence[Endpoints], path: Path) -> Path:
