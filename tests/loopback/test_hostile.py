@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def test_hostile_frames_are_refused_and_the_run_goes_on(monkeypatch: Any) -> Non
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     rng = random.Random(seed)
-    plan = Plan.make(f"{TASKS}:Line", Settings(nodes=3, compute="constant:0.02", report_batch=4, samples=6000))
+    plan = Plan.make(f"{TASKS}:Line", Settings(nodes=3, compute="constant:0.02", report_batch=4, samples=15_000))
     corpus = real_frames(plan)
 
     def act(watch: Watch) -> None:
@@ -70,13 +71,14 @@ def test_hostile_frames_are_refused_and_the_run_goes_on(monkeypatch: Any) -> Non
                         push.send_multipart([bytes(frame) for frame in frames] or [b""])
                     except zmq.Again:
                         break
+                    time.sleep(0.003)  # or a frame that gets the line cut takes with it many that nobody has read yet
                 push.close()
         finally:
             context.term()
 
     done = run(plan, Watch(act))
     assert done.result.missing == []
-    assert sum(done.result.messages_refused.values()) > 30
+    assert sum(done.result.messages_refused.values()) > 100
     assert weights(done) == pytest.approx(OPTIMUM, abs=NEAR)
     assert done.result.identity_error is not None
     assert done.result.identity_error <= 1e-5
