@@ -267,11 +267,6 @@ class RFastTree(Skeleton):
     def _ready(self) -> bool:
         return all(state.x is not None for state in self._state)
 
-    def fed_by_reports(self) -> tuple[Edge, ...]:
-        if tuple(self.push_children) != tuple(self._listeners):
-            return ()  # with two different trees a child was set aside at a parent that read its reports late
-        return tuple(edge for edge in self.out_edges if edge.graph == ("W" if self.is_root else "A"))
-
     @property
     def models_can_wait(self) -> bool:
         return not self._listeners
