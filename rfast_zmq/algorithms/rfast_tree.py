@@ -119,14 +119,14 @@ class Record:
 
 
 class Child(Record):
-    """A child's record, and whether it moves."""
+    """A child's record, and whether it moves (after its last word it need not)."""
 
-    __slots__ = ("aside", "moved_at")
+    __slots__ = ("aside", "final", "moved_at")
 
     def __init__(self) -> None:
         super().__init__()
         self.moved_at = 0.0
-        self.aside = False
+        self.aside = self.final = False
 
 
 class PaceMeter:
@@ -196,7 +196,7 @@ class TreeBucket:
         still = [
             child
             for child in self.children.values()
-            if child.g is not None and not child.aside and self.rounds - child.moved_at > ASIDE_ROUNDS
+            if child.g is not None and not (child.aside or child.final) and self.rounds - child.moved_at > ASIDE_ROUNDS
         ]
         for child in still:
             child.aside = True
@@ -267,6 +267,9 @@ class RFastTree(Skeleton):
     def _ready(self) -> bool:
         return all(state.x is not None for state in self._state)
 
+    def fed_by_reports(self) -> tuple[Edge, ...]:
+        return tuple(edge for edge in self.out_edges if edge.graph == ("W" if self.is_root else "A"))
+
     @property
     def models_can_wait(self) -> bool:
         return not self._listeners
@@ -334,7 +337,7 @@ class RFastTree(Skeleton):
             self._hold_s[message.edge.src] = now + next_s - max(self.pace_s, LEAF_AHEAD * next_s)
         if w < WEIGHT_LEAST:
             return []
-        alone = bool(numbers["final"])
+        alone = child.final = bool(numbers["final"])
         if c > child.c or child.g is None:
             child.came(now, PROMPT_PACES * self.pace_s)
             alone = alone or child.aside  # what it said while it was set aside is no part of what it says now

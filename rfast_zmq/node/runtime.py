@@ -16,6 +16,7 @@ import contextlib
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from math import ceil, inf
@@ -57,7 +58,7 @@ from rfast_zmq.node.scoring import Scorer
 from rfast_zmq.node.watcher import Watcher
 from rfast_zmq.results import Point
 from rfast_zmq.task import Worker
-from rfast_zmq.transport import RECEIVED_MOST, Addresses, Inlet, Outlet, shareable
+from rfast_zmq.transport import RECEIVED_MOST, REFILLED, Addresses, Inlet, Outlet, shareable
 
 REPORT_S = 0.5
 """Seconds between two reports of a node to whoever watches it."""
@@ -109,6 +110,8 @@ class Node:
         self._fed = self.algorithm.fed_by_reports()
         self._reports: Inlet | None = None
         self._models: Inlet | None = None
+        self._reports_can_wait = True
+        self._came: dict[Graph, Counter[Edge | None]] = {"W": Counter(), "A": Counter()}
         self._ear: asyncio.TimerHandle | None = None
         self._faults = {e: plan.faults.link(e.graph, e.src, e.dst) for e in self.algorithm.in_edges}
         self._compute_pool = ThreadPoolExecutor(1, f"gradient-{rank}")
@@ -297,6 +300,7 @@ class Node:
             if self._reports is not None and now >= max(self._free_s(1.0 - EARLY), self._drained_s + HASTE_S):
                 self._drained_s = now
                 self._drain(self._reports)
+                self._reports_can_wait = self._few_came("A")
             while self._fresh:
                 edge = next(iter(self._fresh))
                 del self._fresh[edge]
@@ -341,7 +345,7 @@ class Node:
             self._due_s[edge] = inf
         if edge in self._fed and self._reports is not None:
             overdue_s = self._free_s(PATIENT)
-            self._reports.listen(overdue_s <= now or self._stopping.is_set())
+            self._reports.listen(not self._reports_can_wait or overdue_s <= now or self._stopping.is_set())
             if overdue_s > now:
                 due_s = min(due_s, overdue_s)
         if due_s < self._due_s[edge] - HASTE_S:
@@ -425,8 +429,10 @@ class Node:
         """Have the worker thread compute the gradient. A node that passes no model on is not woken by new ones
         meanwhile: it takes them in when it wants one."""
         if self._models is not None and not self._stopping.is_set():
-            self._models.listen(False)
-            self._ear = self._loop.call_later(DEAF_S, self._models.listen, True)
+            can_wait = self._few_came("W")
+            self._models.listen(not can_wait)
+            if can_wait:
+                self._ear = self._loop.call_later(DEAF_S, self._models.listen, True)
         done: asyncio.Future[Computed] = self._loop.create_future()
         self._compute_pool.submit(self._work, model, done)
         return done
@@ -474,19 +480,28 @@ class Node:
 
     def _drain(self, inlet: Inlet) -> None:
         """Take in what has come."""
+        came = self._came[inlet.graph]
         for _ in range(TURNS):
             if (frames := inlet.take()) is None:
                 return
             try:
                 message = self.codec.decode([frame.buffer for frame in frames])
             except Refused as refused:
+                came[None] += 1
                 self._refuse(refused, inlet.graph)
             else:
+                came[message.edge] += 1
                 if message.edge.graph == "W" and self._share:
                     self._shared[message.bucket] = message.payload, frames[1]
                 for delivered in self._faults[message.edge].apply(message):
                     self._tell(Received(self._now(), delivered))
         inlet.more()
+
+    def _few_came(self, graph: Graph) -> bool:
+        """Since this was last asked, has nobody sent so much that some may not have had room in the socket? Else what
+        follows must not wait there: it would queue up behind, and be read later and later."""
+        came, self._came[graph] = self._came[graph], Counter()
+        return max(came.values(), default=0) < REFILLED
 
     def _refuse(self, refused: Refused, graph: Graph) -> None:
         first = refused.reason not in self.refused

@@ -554,6 +554,16 @@ def test_an_inner_node_sets_aside_by_the_P_of_the_models_it_hears_and_says_so_in
     assert (message.payload.item(), message.numbers["aside"], message.numbers["c"]) == (1.0, [3], 3)
 
 
+def test_who_has_said_its_last_word_need_not_move() -> None:
+    """Its parent may hear of the end later than it did."""
+    solo = inner()
+    solo.hear("A", 3, [5.0], w=1.0, c=2, final=True)
+    assert not any(isinstance(a, SetAside) for a in solo.hear("W", 0, [0.0], P=2 * ASIDE_ROUNDS))
+    solo.hear("A", 4, [5.0], w=1.0, c=2, final=False)
+    assert SetAside(4) in solo.hear("W", 0, [0.0], P=4 * ASIDE_ROUNDS)
+    assert solo.node.status().set_aside == (4,)
+
+
 def test_who_never_spoke_cannot_be_set_aside_and_is_not_waited_for() -> None:
     solo = root(optimizer="sgd", lr=0.01)
     for k in range(1, 12 * BATCH):

@@ -16,6 +16,7 @@ from blockbuster import BlockBuster, BlockingError, blockbuster_ctx
 from torch import Tensor, nn
 
 from rfast_zmq.assembly import Plan
+from rfast_zmq.core.events import Action, Edge, Event, LinkReady, ModelWanted, Received
 from rfast_zmq.errors import TaskError, UsageError
 from rfast_zmq.node import Node
 from rfast_zmq.results import Point
@@ -236,6 +237,35 @@ async def test_a_leaf_in_a_long_gradient_hears_of_the_end(folder: Path) -> None:
     assert await run.run() == [None] * 2
     assert time.monotonic() - began_s < 6
     assert leaf.standing()["gradients"] == 0
+
+
+async def test_a_leaf_that_does_not_listen_while_it_computes_never_falls_behind(folder: Path) -> None:
+    """Node 2 ends the ring's pull tree, and node 1, which it takes models from, is not told when it wants one: many
+    more come while it computes than its socket holds."""
+    run = Nodes(folder, Line, topology="ring", pace=0.002, resend=0.002, compute="constant:0.08", samples=400)
+    _, above, leaf = (node.algorithm for node in run.nodes)
+    assert leaf.models_can_wait
+    edge = Edge("W", 1, 2)
+    said = heard = 0
+    behind: list[int] = []
+    of_above, of_leaf = above.handle, leaf.handle
+
+    def above_handles(event: Event) -> list[Action]:
+        nonlocal said
+        said += isinstance(event, LinkReady) and event.edge == edge
+        return of_above(event)
+
+    def leaf_handles(event: Event) -> list[Action]:
+        nonlocal heard
+        heard += isinstance(event, Received) and event.message.edge == edge
+        if isinstance(event, ModelWanted):
+            behind.append(said - heard)
+        return of_leaf(event)
+
+    above.handle, leaf.handle = above_handles, leaf_handles  # type: ignore[method-assign]
+    assert await run.run() == [None] * 3
+    assert said > 10 * len(behind)
+    assert sorted(behind)[len(behind) // 2] < 3
 
 
 # ------------------------------------------------------------------------------------- what the task does wrong
