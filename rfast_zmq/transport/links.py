@@ -25,7 +25,7 @@ COPY_SENT_BELOW_BYTES = 512 * 1024
 RECEIVED_MOST = 3
 """Messages of one peer that wait in a PULL: what came while the node did not listen is read in one go."""
 REFILLED = (RECEIVED_MOST + 1) // 2
-"""ZeroMQ brings more of a peer's messages into a full socket once so many were taken: of fewer, none is left outside."""
+"""Only once so many were taken does ZeroMQ refill a full socket: whoever took fewer has left none outside."""
 RECONNECT_MS = 100
 """Between two tries to connect, without back-off: a child that already computes must not stay unheard for seconds."""
 BUFFER_LEAST_BYTES, BUFFER_MOST_BYTES = 64 * 1024, 1 << 20
