@@ -480,17 +480,16 @@ class Node:
 
     def _drain(self, inlet: Inlet) -> None:
         """Take in what has come."""
-        came = self._came[inlet.graph]
         for _ in range(TURNS):
             if (frames := inlet.take()) is None:
                 return
             try:
                 message = self.codec.decode([frame.buffer for frame in frames])
             except Refused as refused:
-                came[None] += 1
+                self._came[inlet.graph][None] += 1
                 self._refuse(refused, inlet.graph)
             else:
-                came[message.edge] += 1
+                self._came[inlet.graph][message.edge] += 1
                 if message.edge.graph == "W" and self._share:
                     self._shared[message.bucket] = message.payload, frames[1]
                 for delivered in self._faults[message.edge].apply(message):
