@@ -1,9 +1,7 @@
 """A real node: one asyncio loop that feeds the core with events and carries out its actions.
 
-A gradient's walk: the compute coroutine hands a model to a worker thread and gets a gradient back →
-``handle(GradientReady)`` → ``Send`` marks the slot of an edge → when the pace allows and the socket takes it, which is
-mostly in the same turn of the loop, the core is asked for the message (``handle(LinkReady)``) → codec → PUSH … PULL →
-codec → ``handle(Received)`` → the next model.
+The compute coroutine hands a model to a worker thread and gets a gradient back → ``handle(GradientReady)`` → ``Send``
+marks an edge → :mod:`~rfast_zmq.node.exchange` says and hears what is to be said and heard → the next model.
 
 No coroutine waits for another node, and there is no timeout in the data path: a coroutine waits for its own thread, its
 own socket, or its own clock (pace, idle resend, emulated compute).
@@ -16,10 +14,8 @@ import contextlib
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from math import ceil, inf
 from typing import Any
 
 import torch
@@ -31,17 +27,14 @@ from rfast_zmq.assembly import Plan
 from rfast_zmq.core.events import (
     Action,
     CountsAgain,
-    Edge,
     Event,
     GradientReady,
     Graph,
     Leave,
     LinkReady,
-    Message,
     ModelWanted,
     PeerLeft,
     Ready,
-    Received,
     RunGradient,
     Send,
     SetAside,
@@ -49,26 +42,19 @@ from rfast_zmq.core.events import (
     Stopping,
     StopWanted,
     Tick,
-    Transmit,
 )
 from rfast_zmq.core.finite import all_finite, is_finite
-from rfast_zmq.core.slots import EARLY, PATIENT, Slot
 from rfast_zmq.errors import Refused, UsageError
+from rfast_zmq.node.exchange import Exchange
 from rfast_zmq.node.scoring import Scorer
 from rfast_zmq.node.watcher import Watcher
 from rfast_zmq.results import Point
 from rfast_zmq.task import Worker
-from rfast_zmq.transport import RECEIVED_MOST, REFILLED, Addresses, Inlet, Outlet, shareable
+from rfast_zmq.transport import Addresses, Outlet
 
 REPORT_S = 0.5
 """Seconds between two reports of a node to whoever watches it."""
 HINTS = {"run": "; the nodes of a run share topology, algorithm, batch, split and seed, or a --run-id"}
-TURNS = 8
-"""So many messages of one socket are handled before everything else has had its turn."""
-HASTE_S = 1e-3
-"""A timer that is set is not set anew for less than this; nor are reports looked for twice within it."""
-DEAF_S = 0.1
-"""A leaf that computes listens again after so long, that it may hear of the end."""
 Computed = tuple[tuple[Tensor, ...], float, int, bool, float]
 """As :meth:`Node._gradient` returns it."""
 
@@ -92,28 +78,19 @@ class Node:
         self.name = plan.topology.names[rank]
         self.worker: Worker = plan.worker(rank)
         self.algorithm: Algorithm = plan.node(rank, self.worker, incarnation)
-        self.codec = plan.codec(self.algorithm, run)
         self.is_root = rank == plan.topology.root
         self._called = plan.topology.called
-        buckets = len(self.worker.layout.buckets)
-        self._slots = {edge: Slot(buckets) for edge in self.algorithm.out_edges}
-        self._due_s = dict.fromkeys(self.algorithm.out_edges, inf)
-        self._timers: dict[Edge, asyncio.TimerHandle] = {}
-        self._unsent: dict[Edge, tuple[bytes | memoryview | zmq.Frame, ...]] = {}
-        self._inlets: list[Inlet] = []
-        self._outlets: dict[Edge, Outlet] = {}
-        self._fresh: dict[Edge, None] = {}
-        self._flushing = False
-        self._drained_s = -inf
-        self._shared: dict[int, tuple[Tensor, zmq.Frame]] = {}
-        self._share = sum(edge.graph == "W" for edge in self.algorithm.out_edges) > (1 if self.is_root else 0)
-        self._fed = self.algorithm.fed_by_reports()
-        self._reports: Inlet | None = None
-        self._models: Inlet | None = None
-        self._reports_can_wait = True
-        self._came: dict[Graph, Counter[Edge | None]] = {"W": Counter(), "A": Counter()}
-        self._ear: asyncio.TimerHandle | None = None
         self._faults = {e: plan.faults.link(e.graph, e.src, e.dst) for e in self.algorithm.in_edges}
+        self._exchange = Exchange(
+            self.algorithm,
+            plan.codec(self.algorithm, run),
+            self._faults,
+            now=self._now,
+            tell=self._tell,
+            carry_out=self._carry_out,
+            refused=self._refuse,
+            failed=self._failed,
+        )
         self._compute_pool = ThreadPoolExecutor(1, f"gradient-{rank}")
         every_rounds = plan.settings.evaluate_every
         self._scorer = Scorer(self.worker, f"evaluate-{rank}", every_rounds, self._scored, self._failed)
@@ -123,7 +100,6 @@ class Node:
         self._cpu0_s = time.process_time()
         self.wall_s = 0.0
         self._samples = 0
-        self.bytes_sent = self.messages_sent = 0
         self.refused: dict[str, int] = {}
         self.trouble = -1
         self._fault: BaseException | None = None
@@ -143,12 +119,11 @@ class Node:
         self._loop = asyncio.get_running_loop()
         self._t0 = self._loop.time()
         self._ready, self._gone, self._stopping = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self._news = {edge: asyncio.Event() for edge in self.algorithm.out_edges}
         context: zmq.Context[Any] = zmq.Context(io_threads=1)
         tasks: list[asyncio.Task[None]] = []
         try:
-            self._open(context)
-            outlets = list(self._outlets.values())
+            self._exchange.open(context, self._addresses, self.rank, self.name)
+            outlets = list(self._exchange.outlets.values())
             tasks += [self._spawn(outlet.watch()) for outlet in outlets]
             await self._loop.run_in_executor(self._compute_pool, self._first_batch)
             if gate is not None:
@@ -160,8 +135,7 @@ class Node:
             self._started = True
             self.worker.hook("on_start")
             self._tell(Started(0.0))
-            tasks += [self._spawn(self._receiving(inlet)) for inlet in self._inlets]
-            tasks += [self._spawn(self._sending(outlet)) for outlet in outlets]
+            tasks += [self._spawn(work) for work in self._exchange.coroutines()]
             tasks += [self._spawn(self._following(outlet)) for outlet in outlets]
             tasks += [self._spawn(self._computing()), self._spawn(self._reporting())]
             await self._unless_fault(self._gone.wait())
@@ -169,17 +143,11 @@ class Node:
             await self._last_words()
         finally:
             self._halt.set()
-            for timer in (*self._timers.values(), self._ear):
-                if timer is not None:
-                    timer.cancel()
+            self._exchange.hush()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            self._reports = self._models = None
-            while self._inlets:
-                self._inlets.pop().close()
-            while self._outlets:
-                self._outlets.popitem()[1].close()
+            self._exchange.close()
             context.term()
             self._compute_pool.shutdown(wait=False, cancel_futures=True)  # a gradient may take long: nobody awaits it
             self._scorer.close()
@@ -197,25 +165,6 @@ class Node:
     def leave(self) -> None:
         """Go now, without waiting for anybody. From the loop's thread."""
         self._gone.set()
-
-    def _open(self, context: zmq.Context[Any]) -> None:
-        layout = self.worker.layout
-        payload_bytes = max(layout.sizes) * layout.dtype.itemsize
-        names: dict[Graph, str] = {"W": "pull", "A": "push"}
-        for graph, what in names.items():
-            if any(edge.graph == graph for edge in self.algorithm.in_edges):
-                address = self._addresses.bound(graph, self.rank)
-                where = f"node {self.name}, {what} endpoint"
-                inlet = Inlet(context, graph, address, self.codec.max_frame_bytes, payload_bytes, where)
-                self._inlets.append(inlet)
-                if len(layout.buckets) > RECEIVED_MOST:
-                    continue  # they would not all fit in a socket that nobody reads
-                if graph == "A" and self._fed:
-                    self._reports = inlet
-                elif graph == "W" and self.algorithm.models_can_wait:
-                    self._models = inlet
-        for edge in self.algorithm.out_edges:
-            self._outlets[edge] = Outlet(context, edge, self._addresses.target(edge), payload_bytes)
 
     def _first_batch(self) -> None:
         torch.set_num_threads(1)
@@ -268,9 +217,8 @@ class Node:
     def _carry_out(self, actions: Iterable[Action]) -> None:
         for action in actions:
             match action:
-                case Send(edge, bucket, paces):
-                    self._slots[edge].mark(bucket, paces)
-                    self._fresh[edge] = None
+                case Send():
+                    self._exchange.mark(action)
                 case Ready():
                     self._ready.set()
                 case SetAside(rank):
@@ -280,107 +228,12 @@ class Node:
                 case Stopping():
                     self._stopping.set()
                     self._halt.set()
-                    for inlet in self._inlets:
-                        inlet.listen(True)
+                    self._exchange.listen()
                 case Leave():
                     self._gone.set()
                 case _:
                     raise AssertionError(f"{action} is answered where it was asked for")
-        if not self._flushing:
-            self._flush()
-
-    def _flush(self) -> None:
-        """Whoever has news and may speak does so, in this very turn of the loop."""
-        if not self._outlets and not self._inlets:  # closed
-            self._fresh.clear()
-            return
-        self._flushing = True
-        try:
-            now = self._now()
-            if self._reports is not None and now >= max(self._free_s(1.0 - EARLY), self._drained_s + HASTE_S):
-                self._drained_s = now
-                self._drain(self._reports)
-                self._reports_can_wait = self._few_came("A")
-            while self._fresh:
-                edge = next(iter(self._fresh))
-                del self._fresh[edge]
-                self._speak(edge)
-        finally:
-            self._flushing = False
-
-    def _free_s(self, paces: float) -> float:
-        """When so many paces have passed since one of the edges that the reports feed last spoke."""
-        pace_s = self.algorithm.pace_s
-        return min(self._slots[edge].free(pace_s, paces) for edge in self._fed)
-
-    def _speak(self, edge: Edge) -> None:
-        """Say what the edge may say now, one bucket; see that it is woken for what follows."""
-        slot, algorithm, outlet = self._slots[edge], self.algorithm, self._outlets.get(edge)
-        if outlet is None:  # closed
-            return
-        pace_s = algorithm.pace_s
-        due_s, bucket = slot.due(pace_s, algorithm.resend_s, algorithm.not_before(edge))
-        now = self._now()
-        if due_s - slot.early_s(bucket, pace_s) > now:
-            pass
-        elif edge in self._unsent or not outlet.ready():
-            self._news[edge].set()  # its coroutine goes on when the socket takes messages again
-            due_s = inf
-        else:
-            slot.spoke(bucket, max(now, due_s))
-            for action in algorithm.handle(LinkReady(now, edge, bucket)):
-                if not isinstance(action, Transmit):
-                    self._carry_out((action,))
-                    continue
-                header, payload = self.codec.encode(action.message)
-                frames = header, self._sharing(action.message, payload)
-                if not outlet.send(frames):  # the connection has just gone: what was said must not be lost
-                    self._unsent[edge] = frames
-                    self._news[edge].set()
-                self.bytes_sent += len(header) + len(payload)
-                self.messages_sent += 1
-            due_s, bucket = slot.due(pace_s, algorithm.resend_s, algorithm.not_before(edge))
-            if due_s - slot.early_s(bucket, pace_s) <= now:
-                self._news[edge].set()  # the next bucket, after everything else has had its turn
-            self._due_s[edge] = inf
-        if edge in self._fed and self._reports is not None:
-            overdue_s = self._free_s(PATIENT)
-            self._reports.listen(not self._reports_can_wait or overdue_s <= now or self._stopping.is_set())
-            if overdue_s > now:
-                due_s = min(due_s, overdue_s)
-        if due_s < self._due_s[edge] - HASTE_S:
-            self._arm(edge, due_s)
-
-    def _sharing(self, message: Message, payload: bytes | memoryview) -> bytes | memoryview | zmq.Frame:
-        """A model that goes to several children, or came from the parent, is in ZeroMQ's memory once for all."""
-        if message.edge.graph == "A" or not self._share:
-            return payload
-        model, frame = self._shared.get(message.bucket, (None, None))
-        if frame is None or model is not message.payload:
-            frame = shareable(memoryview(payload))
-            self._shared[message.bucket] = message.payload, frame
-        return frame
-
-    def _arm(self, edge: Edge, due_s: float) -> None:
-        """See that the edge speaks at ``due_s``."""
-        if (timer := self._timers.pop(edge, None)) is not None:
-            timer.cancel()
-        self._due_s[edge] = due_s
-        wait_s = due_s - self._now()
-        if wait_s <= 0:
-            self._news[edge].set()
-        elif wait_s < inf:
-            wait_s = ceil(wait_s * 1000) / 1000  # uvloop's clock ticks in milliseconds: never wake just before the time
-            self._timers[edge] = self._loop.call_later(wait_s, self._time_has_come, edge)
-
-    def _time_has_come(self, edge: Edge) -> None:
-        try:
-            self._due_s[edge] = inf
-            self._fresh[edge] = None
-            if not self._flushing:
-                self._flush()
-        except Exception as error:  # nobody awaits a timer
-            self._failed(error)
+        self._exchange.flush()
 
     # -------------------------------------------------------------------------------------- coroutines
 
@@ -390,8 +243,7 @@ class Node:
         while True:
             await self._ready.wait()
             self._ready.clear()
-            if self._models is not None:
-                self._drain(self._models)
+            self._exchange.catch_up()
             rounds: tuple[float, ...] = ()
             others: list[Action] = []
             for action in self.algorithm.handle(ModelWanted(self._now())):
@@ -409,8 +261,7 @@ class Node:
                 gradient, loss, samples, finite, seconds = await done
             finally:
                 done = None
-                if self._ear is not None:
-                    self._ear.cancel()
+                self._exchange.computed()
             self._samples += samples
             waiting = GradientReady(self._now(), gradient, samples, loss, rounds, seconds, finite)
             if self.algorithm.gradient_makes_model:
@@ -426,13 +277,8 @@ class Node:
             self._watcher.say(f"{self._called(self.rank)}: the loss is {event.loss}: its gradient is left out")
 
     def _start(self, model: tuple[Tensor, ...]) -> asyncio.Future[Computed]:
-        """Have the worker thread compute the gradient. A node that passes no model on is not woken by new ones
-        meanwhile: it takes them in when it wants one."""
-        if self._models is not None and not self._stopping.is_set():
-            can_wait = self._few_came("W")
-            self._models.listen(not can_wait)
-            if can_wait:
-                self._ear = self._loop.call_later(DEAF_S, self._models.listen, True)
+        """Have the worker thread compute the gradient."""
+        self._exchange.computing()
         done: asyncio.Future[Computed] = self._loop.create_future()
         self._compute_pool.submit(self._work, model, done)
         return done
@@ -472,36 +318,6 @@ class Node:
             self._halt.wait(max(0.0, began_s + drawn_s - time.perf_counter()))
         return gradient, loss, samples, finite, time.perf_counter() - began_s
 
-    async def _receiving(self, inlet: Inlet) -> None:
-        while True:
-            await inlet.readable()
-            self._drain(inlet)
-            await asyncio.sleep(0)  # a flood on one socket must not starve the loop
-
-    def _drain(self, inlet: Inlet) -> None:
-        """Take in what has come."""
-        for _ in range(TURNS):
-            if (frames := inlet.take()) is None:
-                return
-            try:
-                message = self.codec.decode([frame.buffer for frame in frames])
-            except Refused as refused:
-                self._came[inlet.graph][None] += 1
-                self._refuse(refused, inlet.graph)
-            else:
-                self._came[inlet.graph][message.edge] += 1
-                if message.edge.graph == "W" and self._share:
-                    self._shared[message.bucket] = message.payload, frames[1]
-                for delivered in self._faults[message.edge].apply(message):
-                    self._tell(Received(self._now(), delivered))
-        inlet.more()
-
-    def _few_came(self, graph: Graph) -> bool:
-        """Since this was last asked, has nobody sent so much that some may not have had room in the socket? Else what
-        follows must not wait there: it would queue up behind, and be read later and later."""
-        came, self._came[graph] = self._came[graph], Counter()
-        return max(came.values(), default=0) < REFILLED
-
     def _refuse(self, refused: Refused, graph: Graph) -> None:
         first = refused.reason not in self.refused
         self.refused[refused.reason] = self.refused.get(refused.reason, 0) + 1
@@ -514,22 +330,6 @@ class Node:
                 f"node {self.name}: the node it takes models from trains another model ({refused});"
                 " start every node with the same task file and the same options"
             )
-
-    async def _sending(self, outlet: Outlet) -> None:
-        """Goes on when the edge could not speak at once: when its socket takes messages again, or has taken one of
-        several that are due. (What may be said at once, :meth:`_speak` says in the turn of the loop that brought it.)
-        """
-        edge, news = outlet.edge, self._news[outlet.edge]
-        while True:
-            await news.wait()
-            news.clear()
-            await outlet.writable()
-            if (frames := self._unsent.get(edge)) is not None:
-                if not outlet.send(frames):
-                    news.set()
-                    continue
-                del self._unsent[edge]
-            self._time_has_come(edge)
 
     async def _following(self, outlet: Outlet) -> None:
         """Who is connected when the run closes, and who leaves then."""
@@ -577,7 +377,7 @@ class Node:
             rounds=status.rounds,
             train_loss=status.loss,
             staleness_rounds=status.staleness_rounds,
-            bytes_sent=self.bytes_sent,
+            bytes_sent=self._exchange.bytes_sent,
         )
         self._scorer.take(model, point)
 
@@ -619,8 +419,8 @@ class Node:
             "trouble": status.trouble if status.trouble >= 0 else self.trouble,
             "accepted": status.accepted,
             "stale": status.stale,
-            "bytes_sent": self.bytes_sent,
-            "messages_sent": self.messages_sent,
+            "bytes_sent": self._exchange.bytes_sent,
+            "messages_sent": self._exchange.messages_sent,
             "refused": dict(self.refused),
             "faults": {
                 name: sum(getattr(link, name) for link in self._faults.values())
