@@ -68,6 +68,8 @@ ALONE_PACES = 4.0
 """The root descends when a link asks for the model; if none does for so many C, whenever it hears something."""
 ROUND_UNASKED = 0.5
 """The same where so much of a round has come in."""
+AHEAD_MOST = 1 / 16
+"""The root begins its next gradient before it descends along its last, where that is so small a part of a round."""
 IDLE_PACES = 2.0
 """τ_idle, as a multiple of C."""
 
@@ -234,6 +236,8 @@ class RFastTree(Skeleton):
         self._hold_s: dict[int, float] = {}
         """Per child that is a leaf of the pull tree: until when it computes at the model it has."""
         self._own_every_s = 0.0
+        self._own_samples = self.config.global_batch
+        """In its last gradient."""
         self._gradient_at_s: float | None = None
         if self.is_root:
             assert config.initial is not None, "the root starts from a model"
@@ -276,7 +280,7 @@ class RFastTree(Skeleton):
 
     @property
     def gradient_makes_model(self) -> bool:
-        return self.is_root
+        return self.is_root and (not self._listeners or self._own_samples > AHEAD_MOST * self.config.global_batch)
 
     def not_before(self, edge: Edge) -> float:
         return self._hold_s.get(edge.dst, -inf) if edge.graph == "W" and self._closing.running else -inf
@@ -289,6 +293,7 @@ class RFastTree(Skeleton):
 
     def _gradient(self, event: GradientReady) -> list[Action]:
         w, actions = self.config.weight, []
+        self._own_samples = event.samples
         if not self._listeners:
             self._note_interval(event.now)
         for b, (state, g) in enumerate(zip(self._state, event.gradient, strict=True)):

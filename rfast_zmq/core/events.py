@@ -83,7 +83,7 @@ class ModelWanted:
 
 @dataclass(frozen=True, slots=True)
 class GradientReady:
-    """A gradient was computed at the model of the last :class:`RunGradient`.
+    """A gradient was computed at the model of a :class:`RunGradient`.
 
     Attributes:
         gradient: per bucket a 1-D tensor: the mean gradient over the samples (for a bucket of running averages: their

@@ -169,8 +169,8 @@ class Algorithm(ABC):
 
     @property
     def gradient_makes_model(self) -> bool:
-        """Whether this node's gradient makes the model of its next one. Else the next may begin before the last is
-        told of."""
+        """Whether this node's gradient makes the model of its next one, as of now. Else the model of the next may be
+        asked for, any number of times, and its gradient begun, before the last is told of."""
         return True
 
     @property

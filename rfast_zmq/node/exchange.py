@@ -37,8 +37,9 @@ TURNS = 8
 """So many messages of one socket are handled before everything else has had its turn."""
 HASTE_S = 1e-3
 """A timer that is set is not set anew for less than this; nor are reports looked for twice within it."""
-DEAF_S = 0.1
-"""A leaf that computes listens again after so long, that it may hear of the end."""
+DEAF_S, ATTENTIVE_S = 0.1, 0.002
+"""A leaf that computes listens again after so long, that it may hear of the end; and so long before it will be done,
+that it may begin the next gradient at the newest model."""
 
 
 class Exchange:
@@ -268,6 +269,7 @@ class Exchange:
         while True:
             await go_on.wait()
             go_on.clear()
+            await asyncio.sleep(0)  # many buckets on a fast line must not starve the loop
             await outlet.writable()
             if (frames := self._unsent.get(edge)) is not None:
                 if not outlet.send(frames):
@@ -312,13 +314,18 @@ class Exchange:
         if self._models is not None:
             self._drain(self._models)
 
-    def computing(self) -> None:
-        """A gradient is begun: models may wait from now on, where they can."""
+    def computing(self, least_s: float | None = None) -> None:
+        """A gradient is begun: models may wait, where they can, until shortly before it is done.
+
+        Args:
+            least_s: it will probably take longer than this (None: not known).
+        """
         if self._models is not None and not self._closing:
             can_wait = self._few_came("W")
             self._models.listen(not can_wait)
             if can_wait:
-                self._ear = self._loop.call_later(DEAF_S, self._models.listen, True)
+                deaf_s = DEAF_S if least_s is None or least_s <= 2 * ATTENTIVE_S else min(least_s - ATTENTIVE_S, DEAF_S)
+                self._ear = self._loop.call_later(deaf_s, self._models.listen, True)
 
     def computed(self) -> None:
         """It is done: what :meth:`computing` set going ends."""

@@ -10,15 +10,11 @@ own socket, or its own clock (pace, idle resend, emulated compute).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import sys
-import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import torch
 import zmq
 from torch import Tensor
 
@@ -35,6 +31,7 @@ from rfast_zmq.core.events import (
     ModelWanted,
     PeerLeft,
     Ready,
+    Received,
     RunGradient,
     Send,
     SetAside,
@@ -43,9 +40,10 @@ from rfast_zmq.core.events import (
     StopWanted,
     Tick,
 )
-from rfast_zmq.core.finite import all_finite, is_finite
+from rfast_zmq.core.finite import is_finite
 from rfast_zmq.errors import Refused, UsageError
 from rfast_zmq.node.exchange import Exchange
+from rfast_zmq.node.gradients import Gradient, Gradients
 from rfast_zmq.node.scoring import Scorer
 from rfast_zmq.node.watcher import Watcher
 from rfast_zmq.results import Point
@@ -55,8 +53,6 @@ from rfast_zmq.transport import Addresses, Outlet
 REPORT_S = 0.5
 """Seconds between two reports of a node to whoever watches it."""
 HINTS = {"run": "; the nodes of a run share topology, algorithm, batch, split and seed, or a --run-id"}
-Computed = tuple[tuple[Tensor, ...], float, int, bool, float]
-"""As :meth:`Node._gradient` returns it."""
 
 
 class Node:
@@ -91,15 +87,14 @@ class Node:
             refused=self._refuse,
             failed=self._failed,
         )
-        self._compute_pool = ThreadPoolExecutor(1, f"gradient-{rank}")
+        self._gradients = Gradients(
+            self.worker, plan.speeds, plan.settings, soon=self._soon, news=lambda: self._ready.set()
+        )
         every_rounds = plan.settings.evaluate_every
         self._scorer = Scorer(self.worker, f"evaluate-{rank}", every_rounds, self._scored, self._failed)
-        self._gradient_cpu0_s = self._gradient_cpu_s = 0.0
-        self._halt = threading.Event()
         self._started = False
         self._cpu0_s = time.process_time()
         self.wall_s = 0.0
-        self._samples = 0
         self.refused: dict[str, int] = {}
         self.trouble = -1
         self._fault: BaseException | None = None
@@ -125,7 +120,7 @@ class Node:
             self._exchange.open(context, self._addresses, self.rank, self.name)
             outlets = list(self._exchange.outlets.values())
             tasks += [self._spawn(outlet.watch()) for outlet in outlets]
-            await self._loop.run_in_executor(self._compute_pool, self._first_batch)
+            await self._gradients.first_batch()
             if gate is not None:
                 await self._unless_fault(asyncio.gather(*(outlet.connected.wait() for outlet in outlets)))
             self._watcher.ready(self.worker.layout.hash)
@@ -142,14 +137,14 @@ class Node:
             self.wall_s = self._now()
             await self._last_words()
         finally:
-            self._halt.set()
+            self._gradients.halt()
             self._exchange.hush()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             self._exchange.close()
             context.term()
-            self._compute_pool.shutdown(wait=False, cancel_futures=True)  # a gradient may take long: nobody awaits it
+            self._gradients.close(wait=False)  # a gradient may take long
             self._scorer.close()
 
     def stop(self) -> None:
@@ -165,11 +160,6 @@ class Node:
     def leave(self) -> None:
         """Go now, without waiting for anybody. From the loop's thread."""
         self._gone.set()
-
-    def _first_batch(self) -> None:
-        torch.set_num_threads(1)
-        self.worker.prefetch()
-        self._gradient_cpu0_s = self._gradient_cpu_s = time.thread_time()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         async def guarded() -> None:
@@ -203,6 +193,10 @@ class Node:
         if self._gone.is_set() and not self._started:
             raise asyncio.CancelledError
 
+    def _soon(self, act: Callable[[], None]) -> None:
+        """Have the loop call it; from another thread."""
+        self._loop.call_soon_threadsafe(act)
+
     def _now(self) -> float:
         return self._loop.time() - self._t0
 
@@ -213,6 +207,8 @@ class Node:
         if self.is_root and not isinstance(event, LinkReady | ModelWanted):
             self._evaluate()
         self._carry_out(actions)
+        if isinstance(event, Received) and self._gradients.busy and not self.algorithm.gradient_makes_model:
+            self._ask()  # there may be a newer model for the gradient after the present one
 
     def _carry_out(self, actions: Iterable[Action]) -> None:
         for action in actions:
@@ -227,7 +223,7 @@ class Node:
                     self._watcher.say(f"{self._called(rank)} moves: counts again")
                 case Stopping():
                     self._stopping.set()
-                    self._halt.set()
+                    self._gradients.halt()
                     self._exchange.listen()
                 case Leave():
                     self._gone.set()
@@ -238,85 +234,45 @@ class Node:
     # -------------------------------------------------------------------------------------- coroutines
 
     async def _computing(self) -> None:
-        done: asyncio.Future[Computed] | None = None
-        waiting: GradientReady | None = None
+        """See that the worker thread has a model, and tell the core of the gradients."""
         while True:
             await self._ready.wait()
             self._ready.clear()
-            self._exchange.catch_up()
-            rounds: tuple[float, ...] = ()
-            others: list[Action] = []
-            for action in self.algorithm.handle(ModelWanted(self._now())):
-                if isinstance(action, RunGradient):
-                    done, rounds = self._start(action.model), action.rounds
-                else:
-                    others.append(action)
-            self._carry_out(others)
-            if waiting is not None:  # the next gradient is under way: now there is time to tell of the last one
-                self._computed(waiting)
-                waiting = None
-            if done is None:
-                continue
-            try:
-                gradient, loss, samples, finite, seconds = await done
-            finally:
-                done = None
+            done = list(self._gradients.done())
+            if done:
                 self._exchange.computed()
-            self._samples += samples
-            waiting = GradientReady(self._now(), gradient, samples, loss, rounds, seconds, finite)
-            if self.algorithm.gradient_makes_model:
-                self._computed(waiting)
-                waiting = None
-            else:
-                self._ready.set()
+            if not done or not self.algorithm.gradient_makes_model:
+                self._begin(bool(done))
+            for found in done:
+                self._computed(found)
 
-    def _computed(self, event: GradientReady) -> None:
-        self._tell(event)
-        if not event.finite and self.trouble < 0 and not self._stopping.is_set():
+    def _begin(self, another: bool) -> None:
+        """Give the worker thread a model if it has none (``another``: it has just begun another gradient)."""
+        idle = not self._gradients.busy
+        if idle:
+            self._exchange.catch_up()
+            self._ask()
+        if self._gradients.busy and (idle or another):
+            self._exchange.computing(self._gradients.least_s)
+
+    def _ask(self) -> None:
+        """Offer the worker thread the model of now."""
+        others: list[Action] = []
+        for action in self.algorithm.handle(ModelWanted(self._now())):
+            if isinstance(action, RunGradient):
+                self._gradients.offer(action)
+            else:
+                others.append(action)
+        self._carry_out(others)
+
+    def _computed(self, found: Gradient) -> None:
+        now = self._now()
+        self._tell(
+            GradientReady(now, found.gradient, found.samples, found.loss, found.rounds, found.seconds, found.finite)
+        )
+        if not found.finite and self.trouble < 0 and not self._stopping.is_set():
             self.trouble = self.rank
-            self._watcher.say(f"{self._called(self.rank)}: the loss is {event.loss}: its gradient is left out")
-
-    def _start(self, model: tuple[Tensor, ...]) -> asyncio.Future[Computed]:
-        """Have the worker thread compute the gradient."""
-        self._exchange.computing()
-        done: asyncio.Future[Computed] = self._loop.create_future()
-        self._compute_pool.submit(self._work, model, done)
-        return done
-
-    def _work(self, model: tuple[Tensor, ...], done: asyncio.Future[Computed]) -> None:
-        """In the worker thread: :meth:`_gradient`, and hand it to the loop."""
-        found: Computed | None = None
-        error: BaseException | None = None
-        try:
-            found = self._gradient(model)
-        except BaseException as raised:
-            error = raised
-
-        def settle() -> None:
-            if done.cancelled():
-                return
-            if found is None:
-                done.set_exception(error or RuntimeError("no gradient"))
-            else:
-                done.set_result(found)
-
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the run is over
-            self._loop.call_soon_threadsafe(settle)
-
-    def _gradient(self, model: tuple[Tensor, ...]) -> Computed:
-        """In the worker thread: the gradient, then, where speeds are emulated, the wait up to the drawn duration.
-
-        Returns:
-            Gradient per bucket, loss, samples, whether all of it is finite, and the seconds it took.
-        """
-        settings, began_s = self.plan.settings, time.perf_counter()
-        gradient, loss, samples = self.worker.gradient(model, settings.report)
-        finite = all_finite(loss, gradient)
-        drawn_s = self.plan.speeds.seconds(self.rank, self._samples, samples, settings.share)
-        self._gradient_cpu_s = time.thread_time()
-        if drawn_s:
-            self._halt.wait(max(0.0, began_s + drawn_s - time.perf_counter()))
-        return gradient, loss, samples, finite, time.perf_counter() - began_s
+            self._watcher.say(f"{self._called(self.rank)}: the loss is {found.loss}: its gradient is left out")
 
     def _refuse(self, refused: Refused, graph: Graph) -> None:
         first = refused.reason not in self.refused
@@ -427,14 +383,14 @@ class Node:
                 for name in ("dropped", "duplicated", "reordered")
             },
             "cpu_s": cpu_s,
-            "communication_cpu_s": cpu_s - (self._gradient_cpu_s - self._gradient_cpu0_s) - self._scorer.cpu_s,
+            "communication_cpu_s": cpu_s - self._gradients.cpu_s - self._scorer.cpu_s,
             "memory_bytes": peak_memory_bytes(),
             "pace_s": self.algorithm.pace_s,
         }
 
     def final_model(self) -> dict[str, Tensor] | None:
         """What to save: the model at the end; the last good one if the run ended in trouble."""
-        self._compute_pool.shutdown(wait=not self.is_root)  # away from the root it is the training module that is saved
+        self._gradients.close(wait=not self.is_root)  # away from the root it is the training module that is saved
         model = self.algorithm.export()
         if model is None:
             return None

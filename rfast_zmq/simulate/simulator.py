@@ -219,6 +219,8 @@ class Simulator:
             node.computing = False
             node.samples += samples
             self._pace_point(node)
+            if not node.algorithm.gradient_makes_model:
+                self._tell(node, ModelWanted(self.now))
             self._tell(node, GradientReady(self.now, gradient, samples, loss, rounds, seconds))
 
         self._for(node, self.now + seconds, ready)

@@ -16,7 +16,7 @@ from blockbuster import BlockBuster, BlockingError, blockbuster_ctx
 from torch import Tensor, nn
 
 from rfast_zmq.assembly import Plan
-from rfast_zmq.core.events import Action, Edge, Event, LinkReady, ModelWanted, Received
+from rfast_zmq.core.events import Action, Edge, Event, GradientReady, LinkReady, Received
 from rfast_zmq.errors import TaskError, UsageError
 from rfast_zmq.node import Node
 from rfast_zmq.results import Point
@@ -258,7 +258,7 @@ async def test_a_leaf_that_does_not_listen_while_it_computes_never_falls_behind(
     def leaf_handles(event: Event) -> list[Action]:
         nonlocal heard
         heard += isinstance(event, Received) and event.message.edge == edge
-        if isinstance(event, ModelWanted):
+        if isinstance(event, GradientReady):
             behind.append(said - heard)
         return of_leaf(event)
 

@@ -1,0 +1,190 @@
+"""The thread that computes a node's gradients, one after the other.
+
+A model may be offered while a gradient is still being computed: the thread takes it in the instant that one is done, so
+that a device need not stand idle while the loop hears of the gradient and finds the next model. Of several offers the
+newest counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from rfast_zmq.conditions import Speeds
+from rfast_zmq.core.events import RunGradient
+from rfast_zmq.core.finite import all_finite
+from rfast_zmq.settings import Settings
+from rfast_zmq.task import Worker
+
+RECENT = 8
+"""So many gradients tell how long the next will take at least."""
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """What the thread made of a model.
+
+    Attributes:
+        rounds: per bucket, the version of the model.
+        gradient: per bucket.
+        loss: mean over the samples.
+        samples: how many.
+        finite: whether all of it is.
+        seconds: it took.
+    """
+
+    rounds: tuple[float, ...]
+    gradient: tuple[Tensor, ...]
+    loss: float
+    samples: int
+    finite: bool
+    seconds: float
+
+
+class Gradients:
+    """The thread, and what passes between it and the loop. All methods are the loop's.
+
+    Args:
+        worker: computes.
+        speeds: how long a gradient takes, where that is emulated.
+        settings: the run's, resolved.
+        soon: has a function called on the loop; from the thread.
+        news: called on the loop when a gradient is done.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        speeds: Speeds,
+        settings: Settings,
+        *,
+        soon: Callable[[Callable[[], None]], object],
+        news: Callable[[], None],
+    ) -> None:
+        self._worker, self._speeds, self._settings, self._soon, self._news = worker, speeds, settings, soon, news
+        self._pool = ThreadPoolExecutor(1, f"gradient-{worker.rank}")
+        self._offered: deque[RunGradient] = deque(maxlen=1)
+        self._done: deque[Gradient | BaseException] = deque()
+        self._recent_s: deque[float] = deque(maxlen=RECENT)
+        self._halt = threading.Event()
+        self._samples = 0
+        self._overslept_s = self._cpu0_s = self._cpu_s = 0.0
+        self.busy = False
+        """A model is being worked on, or will be at once."""
+
+    @property
+    def cpu_s(self) -> float:
+        """CPU seconds of the thread, since it had its first batch."""
+        return self._cpu_s - self._cpu0_s
+
+    @property
+    def least_s(self) -> float | None:
+        """The next gradient will probably take longer than this (None: there was none yet)."""
+        return min(self._recent_s, default=None)
+
+    async def first_batch(self) -> None:
+        """Load what the first gradient needs.
+
+        Raises:
+            TaskError: the task's data raised.
+        """
+        await asyncio.wrap_future(self._pool.submit(self._first_batch))
+
+    def offer(self, model: RunGradient) -> None:
+        """A model to compute at: at once, or when the present gradient is done, unless a newer one is offered first."""
+        self._offered.append(model)
+        if not self.busy:
+            self._begin()
+
+    def _begin(self) -> None:
+        self.busy = True
+        self._pool.submit(self._work)
+
+    def done(self) -> Iterator[Gradient]:
+        """The gradients that are done, oldest first; each is told once.
+
+        Raises:
+            TaskError: the task raised.
+        """
+        while self._done:
+            found = self._done.popleft()
+            if isinstance(found, BaseException):
+                raise found
+            yield found
+
+    def halt(self) -> None:
+        """Begin no other; end an emulated wait."""
+        self._offered.clear()
+        self._halt.set()
+
+    def close(self, wait: bool) -> None:
+        """End the thread.
+
+        Args:
+            wait: until the gradient is done that it may be computing; else nobody awaits it.
+        """
+        self.halt()
+        self._pool.shutdown(wait=wait, cancel_futures=True)
+
+    # -------------------------------------------------------------------------------------- in the thread
+
+    def _first_batch(self) -> None:
+        torch.set_num_threads(1)
+        self._worker.prefetch()
+        self._cpu0_s = self._cpu_s = time.thread_time()
+
+    def _work(self) -> None:
+        """Until nothing is on offer."""
+        following = self._take()
+        while following is not None:
+            found: Gradient | BaseException
+            try:
+                found = self._gradient(following)
+                following = self._take()
+            except BaseException as error:
+                found, following = error, None
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the run is over
+                self._soon(partial(self._settle, found, following is not None))
+
+    def _take(self) -> RunGradient | None:
+        try:
+            return self._offered.popleft()
+        except IndexError:
+            return None
+
+    def _settle(self, found: Gradient | BaseException, busy: bool) -> None:
+        """On the loop."""
+        self.busy = busy
+        if isinstance(found, Gradient):
+            self._recent_s.append(found.seconds)
+            if self._offered and not busy:  # just too late for the thread to see
+                self._begin()
+        self._done.append(found)
+        self._news()
+
+    def _gradient(self, action: RunGradient) -> Gradient:
+        """The gradient, then, where speeds are emulated, the wait up to the drawn duration (less what the last wait
+        took too long: a timer is a little late, a device is not).
+        """
+        settings, began_s = self._settings, time.perf_counter()
+        gradient, loss, samples = self._worker.gradient(action.model, settings.report)
+        finite = all_finite(loss, gradient)
+        drawn_s = self._speeds.seconds(self._worker.rank, self._samples, samples, settings.share)
+        self._samples += samples
+        self._cpu_s = time.thread_time()
+        if drawn_s:
+            end_s = began_s + drawn_s - self._overslept_s
+            self._overslept_s = 0.0
+            if (wait_s := end_s - time.perf_counter()) > 0 and not self._halt.wait(wait_s):
+                self._overslept_s = time.perf_counter() - end_s
+        return Gradient(action.rounds, gradient, loss, samples, finite, time.perf_counter() - began_s)
