@@ -139,14 +139,11 @@ class Exchange:
         for inlet in self.inlets:
             inlet.listen(True)
 
-    def hush(self) -> None:
-        """Nothing is said any more by a timer's doing."""
+    def close(self) -> None:
+        """Close the sockets, once the coroutines have ended; no timer comes back to them."""
         for timer in (*self._timers.values(), self._ear):
             if timer is not None:
                 timer.cancel()
-
-    def close(self) -> None:
-        """Close the sockets."""
         self._reports = self._models = None
         while self.inlets:
             self.inlets.pop().close()

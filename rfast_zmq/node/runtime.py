@@ -138,7 +138,6 @@ class Node:
             await self._last_words()
         finally:
             self._gradients.halt()
-            self._exchange.hush()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

@@ -141,8 +141,6 @@ class Run:
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        for peer in self.peers:
-            peer.exchange.hush()
         for task in self.tasks:
             task.cancel()
         ended = await asyncio.gather(*self.tasks, return_exceptions=True)
@@ -355,8 +353,14 @@ async def test_models_wait_while_the_leaf_computes_unless_many_came(run: Run, mo
     leaf.exchange.computing()
     leaf.exchange.computed()  # and it does not listen in the midst of the next because of this one
     monkeypatch.setattr(module, "DEAF_S", LONG_S)
-    for come, wait in ((REFILLED - 1, True), (REFILLED, True), (REFILLED - 1, False), (1, True)):
-        leaf.exchange.computing()
+    no_time_to_listen_in = module.ATTENTIVE_S
+    for come, wait, least_s in (
+        (REFILLED - 1, True, None),
+        (REFILLED, True, LONG_S),
+        (REFILLED - 1, False, LONG_S),
+        (1, True, no_time_to_listen_in),
+    ):
+        leaf.exchange.computing(least_s)
         before = len(leaf.heard)
         for _ in range(come):
             await parent.say(MODEL)
@@ -368,14 +372,16 @@ async def test_models_wait_while_the_leaf_computes_unless_many_came(run: Run, mo
         assert len(leaf.heard) == before + come
 
 
-@pytest.mark.parametrize("why", ["they are passed on", "they may not fit", "the run closes", "it takes long"])
+@pytest.mark.parametrize(
+    "why", ["they are passed on", "they may not fit", "the run closes", "it takes long", "it is nearly done"]
+)
 async def test_models_do_not_wait_where(run: Run, monkeypatch: Any, why: str) -> None:
     monkeypatch.setattr(module, "DEAF_S", module.DEAF_S if why == "it takes long" else LONG_S)
     buckets = RECEIVED_MOST + (why == "they may not fit")
     leaf, parent = await leaf_and_parent(run, buckets, can_wait=why != "they are passed on")
     if why == "the run closes":
         leaf.exchange.listen()
-    leaf.exchange.computing()
+    leaf.exchange.computing(0.05 if why == "it is nearly done" else None)
     await parent.say(MODEL)
     await leaf.hears(2)
 
@@ -431,6 +437,13 @@ async def test_after_the_end_nothing_is_said_and_nothing_raised(run: Run) -> Non
     await asyncio.sleep(NEVER_S)  # the timer goes off
     node.news(UP)
     assert (len(node.said), node.failures) == (1, [])
+
+
+async def test_a_leaf_that_is_closed_while_it_computes_does_not_listen_again(run: Run) -> None:
+    leaf, _ = await leaf_and_parent(run)
+    leaf.exchange.computing(0.05)
+    leaf.exchange.close()
+    await asyncio.sleep(NEVER_S)  # what would be raised in a timer, the run hears of
 
 
 async def test_an_error_in_the_core_at_a_timers_turn_is_told_and_the_exchange_goes_on(run: Run) -> None:
