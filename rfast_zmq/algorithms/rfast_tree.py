@@ -27,6 +27,7 @@ Source: ``docs/algorithm.md``, changes 1 to 9; Algorithm 1: arXiv 2307.11617.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from math import exp, inf
 from typing import Any, ClassVar
 
@@ -34,7 +35,7 @@ import torch
 from torch import Tensor
 
 from rfast_zmq.core.control import COUNT_MOST, Phase, bounded
-from rfast_zmq.core.descent import Descent
+from rfast_zmq.core.descent import Descent, Norm
 from rfast_zmq.core.events import (
     Action,
     CountsAgain,
@@ -231,6 +232,8 @@ class RFastTree(Skeleton):
         layout = config.layout
         self._state = [TreeBucket(self.push_children) for _ in layout.buckets]
         self._descent: list[Descent | None] = [None] * self.buckets
+        clipped = [bucket.size if bucket.kind == "parameters" else 0 for bucket in layout.buckets]
+        self._norm = None if config.clip_norm is None else Norm(config.clip_norm, clipped)
         self._aside: tuple[int, ...] = ()
         self._listeners = pull.children[rank]
         self._hold_s: dict[int, float] = {}
@@ -246,12 +249,10 @@ class RFastTree(Skeleton):
             self._descent = [
                 Descent(
                     bucket,
-                    layout.groups,
                     rule=config.optimizer,
                     momentum=config.momentum,
                     beta2=config.beta2,
                     eps=config.eps,
-                    weight_decay=config.weight_decay,
                 )
                 if bucket.kind == "parameters"
                 else None
@@ -396,7 +397,8 @@ class RFastTree(Skeleton):
             state.x = d
         else:
             state.staleness = tau
-            state.x = descent.step(state.x, d, f, tau, self.config.lr * self.config.lr_schedule(self.root_rounds))
+            clip = None if self._norm is None else partial(self._norm.shrink, b)
+            state.x = descent.step(state.x, d, f, tau, self.config.rates(self.root_rounds), clip)
         state.rounds += f
         self.root_rounds = min(s.rounds for s in self._state)
 

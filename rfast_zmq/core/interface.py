@@ -9,7 +9,7 @@ message in order keeps its own queue and marks the edge again while the queue la
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from typing import Any, ClassVar
@@ -38,6 +38,9 @@ class NodeConfig:
         eps: ε for Adam.
         weight_decay: decoupled weight decay, on the coordinates that decay.
         lr_schedule: factor on ``lr`` as a function of progress in rounds.
+        group_rates: per parameter group its learning rate and weight decay at that progress, in place of the three
+            above; None: as they say.
+        clip_norm: the most that the norm of a round's mean gradient may be; None: any.
         weight: this node's weight in the mean over nodes.
         incarnation: higher at every restart of the node.
         pace_s: least seconds between two messages of an edge and bucket; None: the algorithm's own choice.
@@ -57,11 +60,20 @@ class NodeConfig:
     eps: float = 1e-8
     weight_decay: float = 0.0
     lr_schedule: Callable[[float], float] = field(default=lambda rounds: 1.0)
+    group_rates: Callable[[float], Sequence[tuple[float, float]]] | None = None
+    clip_norm: float | None = None
     weight: float = 1.0
     incarnation: int = 0
     pace_s: float | None = None
     resend_s: float | None = None
     stop_samples: int | None = None
+
+    def rates(self, rounds: float) -> Sequence[tuple[float, float]]:
+        """Per parameter group its learning rate and weight decay at this progress."""
+        if self.group_rates is not None:
+            return self.group_rates(rounds)
+        lr = self.lr * self.lr_schedule(rounds)
+        return [(lr * group.lr_scale, self.weight_decay if group.decay else 0.0) for group in self.layout.groups]
 
 
 @dataclass(frozen=True, slots=True)

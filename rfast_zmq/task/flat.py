@@ -46,10 +46,12 @@ class Group:
     Attributes:
         decay: whether weight decay acts on them.
         lr_scale: factor on the learning rate.
+        name: tells groups apart that are otherwise alike (their learning rates may part later).
     """
 
     decay: bool
     lr_scale: float = 1.0
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ class Layout:
         canonical = repr(
             (
                 [(e.name, tuple(e.shape), e.kind, e.group, e.offset) for e in entries],
-                [(g.decay, float(g.lr_scale)) for g in groups],
+                [(g.decay, float(g.lr_scale), g.name) for g in groups],
                 [(b.start, b.stop, b.kind) for b in buckets],
                 str(dtype),
             )
@@ -354,20 +356,28 @@ class FlatModel:
         Raises:
             TypeError: the closure did not give a scalar tensor.
         """
-        self._grad.zero_()
-        for (_, p), view in zip(self._ordered, self._grad_views, strict=True):
-            p.grad = view
+        self.clear()
         loss = closure()
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise TypeError(f"training_step must give a scalar tensor, the mean loss of the batch; it gave {found}")
         loss.backward()  # type: ignore[no-untyped-call]
+        return self.collect(), float(loss.detach())
+
+    def clear(self) -> None:
+        """Set the gradients to 0; what follows is added up in the flat vector."""
+        self._grad.zero_()
+        for (_, p), view in zip(self._ordered, self._grad_views, strict=True):
+            p.grad = view
+
+    def collect(self) -> tuple[Tensor, ...]:
+        """The gradients that were added up since :meth:`clear`, and this node's contribution to the averages: fresh."""
         with torch.no_grad():
             for (_, p), view in zip(self._ordered, self._grad_views, strict=True):
                 if p.grad is not view:  # the step zeroed it with set_to_none, or autograd put another in its place
                     view.zero_() if p.grad is None else view.copy_(p.grad)
             self._contribute(self._grad)
-            return self._copy_out(self._grad), float(loss)
+            return self._copy_out(self._grad)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The module's ``state_dict``, as fresh contiguous CPU tensors, each with storage of its own."""

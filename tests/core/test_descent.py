@@ -13,20 +13,35 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rfast_zmq.core.descent import LEAD_MOST_ROUNDS, RULES, Descent
+from rfast_zmq.core.descent import LEAD_MOST_ROUNDS, RULES, Descent, Norm
+from rfast_zmq.core.interface import NodeConfig
 from rfast_zmq.errors import UsageError
-from rfast_zmq.task.flat import Bucket, Group, Segment
+from rfast_zmq.task.flat import Bucket, Group, Layout, Segment
+from rfast_zmq.topology import build
 
 DIM = 8
 LR = {"sgd": 0.2, "momentum": 0.05, "nesterov": 0.05, "adam": 0.05, "nadam": 0.05}
 LEADS = {"sgd": 0.0, "momentum": 0.0, "adam": 0.0, "nesterov": 0.9, "nadam": 0.9}
 
 
-def descent(rule: str, dim: int = DIM, groups: tuple[Group, ...] = (Group(True),), **settings: Any) -> Descent:
-    """The groups share the coordinates evenly, in order."""
-    each = dim // len(groups)
-    segments = tuple(Segment(i, i * each, (i + 1) * each) for i in range(len(groups)))
-    return Descent(Bucket(0, dim, "parameters", segments), groups, rule=rule, **settings)
+class Steps(Descent):
+    """A bucket whose groups share the coordinates evenly, in order; their rates follow from one."""
+
+    def __init__(self, rule: str, dim: int, groups: tuple[Group, ...], weight_decay: float = 0.0) -> None:
+        each = dim // len(groups)
+        bucket = Bucket(0, dim, "parameters", tuple(Segment(i, i * each, (i + 1) * each) for i in range(len(groups))))
+        super().__init__(bucket, rule=rule)
+        layout = Layout((), groups, (bucket,), dim, torch.float32, "")
+        self._rates = lambda lr: NodeConfig(
+            rank=0, topology=build("line", 1), layout=layout, lr=lr, weight_decay=weight_decay
+        ).rates(0.0)
+
+    def step(self, x: Tensor, d: Tensor, f: float, tau: float, rates: Any, clip: Any = None) -> Tensor:
+        return super().step(x, d, f, tau, self._rates(rates), clip)
+
+
+def descent(rule: str, dim: int = DIM, groups: tuple[Group, ...] = (Group(True),), **settings: Any) -> Steps:
+    return Steps(rule, dim, groups, **settings)
 
 
 def curved(x: Tensor) -> Tensor:
@@ -271,3 +286,73 @@ def test_a_groups_factor_scales_its_rate_its_lead_and_its_decay() -> None:
 def test_an_unknown_rule_is_refused() -> None:
     with pytest.raises(UsageError, match="--optimizer lion: one of nadam, adam, sgd, momentum, nesterov"):
         descent("lion")
+
+
+# ------------------------------------------------------------------------------------------------ clipping
+
+
+@pytest.mark.parametrize("rule", ["sgd", "momentum", "nesterov", "adam"])
+def test_clipping_whole_rounds_is_torchs_clip_grad_norm(rule: str) -> None:
+    """Two buckets, f = 1: torch clips by the norm over both. (The second bucket hears of the first's new norm, the
+    first of the second's before: so their gradients are made to be the same here.)"""
+    most, lr = 0.7, LR[rule]
+    x0 = torch.linspace(-2, 3, DIM, dtype=torch.float64)
+    pair = [x0.clone().requires_grad_() for _ in range(2)]
+    optimizer = torch_optimizer(rule, 0.0)(pair)
+    norm, steps, at = Norm(most, (DIM, DIM)), [descent(rule), descent(rule)], [x0, x0]
+    clipped = 0
+    for k in range(30):
+        gradient = curved(pair[0].detach()) * (1.0 if k < 15 else 0.1)
+        for b in range(2):
+            pair[b].grad = gradient.clone()
+            norm._squares[b] = float(gradient.square().sum())
+        for b in range(2):
+            at[b] = steps[b].step(at[b], gradient, 1.0, 0.0, lr, lambda square, b=b: norm.shrink(b, square))
+        clipped += bool(torch.nn.utils.clip_grad_norm_(pair, most) > most)
+        optimizer.step()
+        for b in range(2):
+            torch.testing.assert_close(at[b], pair[b].detach(), rtol=1e-9, atol=1e-12)
+    assert 0 < clipped < 30
+
+
+def test_clipping_measures_the_rounds_average_not_the_noise_of_a_report() -> None:
+    """Gradients of norm 1 with noise of norm 10 in each sixteenth of a round, and a bound of 3: the average of a round
+    is hardly ever above it, so the way made is that without a bound (the raw norm would shorten it to a third)."""
+    draw = torch.Generator().manual_seed(0)
+    dim, f = 512, 1 / 16
+    free, bound = descent("sgd", dim=dim), descent("sgd", dim=dim)
+    x = y = torch.zeros(dim, dtype=torch.float64)
+    norm = Norm(3.0, (dim,))
+    for _ in range(400):
+        d = (1 + 10 * torch.randn(dim, generator=draw, dtype=torch.float64)) / sqrt(dim)
+        x = free.step(x, d, f, 0.0, 0.1)
+        y = bound.step(y, d, f, 0.0, 0.1, lambda square: norm.shrink(0, square))
+    assert float(y.mean()) == pytest.approx(float(x.mean()), rel=0.1)
+
+
+def test_buckets_that_have_said_nothing_count_like_the_others() -> None:
+    norm = Norm(1.0, (4, 4, 8, 0))
+    assert norm.shrink(0, 4.0) == pytest.approx(1 / 4)  # 4 coordinates have 4, so 16 have 16
+    assert norm.shrink(2, 0.0) == pytest.approx(1 / sqrt(4 * 16 / 12))
+    assert norm.shrink(0, 0.01) == 1.0
+
+
+@pytest.mark.parametrize("clips", [False, True])
+@pytest.mark.parametrize("rule", RULES)
+def test_a_restored_descent_goes_on_bit_for_bit(rule: str, clips: bool) -> None:
+    norm = Norm(0.5, (DIM,))
+    clip = (lambda square: norm.shrink(0, square)) if clips else None
+    step, x = descent(rule, weight_decay=0.1), torch.linspace(-2, 3, DIM)
+
+    def some(step: Steps, x: Tensor) -> Tensor:
+        for k in range(7):
+            x = step.step(x, curved(x), 0.3 + 0.1 * k, 0.1 * k, 0.05, clip)
+        return x
+
+    x = some(step, x)
+    again = descent(rule, weight_decay=0.1)
+    again.restore(step.state())
+    assert torch.equal(again.plain(x), step.plain(x))
+    first, second = some(step, x), some(again, x)
+    assert torch.equal(first, second)
+    assert torch.equal(again.plain(first), step.plain(second))
