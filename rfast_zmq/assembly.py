@@ -13,7 +13,7 @@ from rfast_zmq.conditions import Faults, Speeds
 from rfast_zmq.errors import UsageError
 from rfast_zmq.results import Result
 from rfast_zmq.settings import DEFAULT_NODES, Settings
-from rfast_zmq.task import Task, Worker, check_split, load_task
+from rfast_zmq.task import Task, Trained, Worker, check_split, load_task
 from rfast_zmq.task.task import make_task
 from rfast_zmq.topology import Topology, build, is_file
 from rfast_zmq.wire import Codec
@@ -54,7 +54,7 @@ class Plan:
         assert settings.split is not None
         assert settings.optimizer is not None
         check_split(settings.split)
-        algorithm(settings.algorithm, settings.optimizer)
+        algorithm(settings.algorithm, settings.optimizer, clips=settings.clip_norm is not None)
         speeds = Speeds.parse(settings.compute, settings.straggler, topology.nodes, settings.seed)
         faults = Faults(drop=settings.drop, duplicate=settings.duplicate, reorder=settings.reorder, seed=settings.seed)
         if settings.data is not None and not Path(settings.data).is_file():
@@ -66,7 +66,7 @@ class Plan:
         task, evaluates = make_task(self.task, self.settings, rank), rank == self.topology.root
         return Worker(task, self.settings, rank, _device(self.settings.device), evaluates=evaluates)
 
-    def node(self, rank: int, worker: Worker, incarnation: int) -> Algorithm:
+    def node(self, rank: int, worker: Trained, incarnation: int) -> Algorithm:
         """The algorithm's state of one node."""
         s = self.settings
         assert s.optimizer is not None
@@ -83,8 +83,12 @@ class Plan:
             optimizer=s.optimizer,
             lr=s.lr,
             momentum=s.momentum,
+            beta2=s.beta2,
+            eps=s.eps,
             weight_decay=s.weight_decay,
             lr_schedule=worker.lr_schedule,
+            group_rates=worker.group_rates,
+            clip_norm=s.clip_norm,
             weight=worker.weight,
             incarnation=incarnation,
             pace_s=s.pace,

@@ -40,7 +40,9 @@ class Settings:
         optimizer: ``nadam``, ``adam``, ``sgd``, ``momentum`` or ``nesterov``.
         lr: learning rate.
         momentum: β, β₁ for Adam.
+        beta2, eps: Adam's β₂ and ε.
         weight_decay: decoupled weight decay.
+        clip_norm: the most that the norm of a round's mean gradient may be; None: any.
         global_batch: B, the samples of a round.
         report_batch: μ, the samples of a report; None: an eighth of a node's share B/n.
         compute: emulated seconds of a gradient over the share B/n: ``none``, ``constant:S``, ``uniform:A:B``,
@@ -65,7 +67,10 @@ class Settings:
     optimizer: str | None = None
     lr: float | None = None
     momentum: float | None = None
+    beta2: float = 0.999
+    eps: float = 1e-8
     weight_decay: float | None = None
+    clip_norm: float | None = None
     global_batch: int | None = None
     report_batch: int | None = None
     compute: str = "none"
@@ -154,6 +159,9 @@ def _check(s: Settings) -> None:
     positive("lr", s.lr)
     need(s.momentum is None or 0 <= s.momentum < 1, "momentum", s.momentum, "must be at least 0 and below 1")
     need(s.weight_decay is None or 0 <= s.weight_decay < 1, "weight-decay", s.weight_decay, "at least 0 and below 1")
+    need(0 <= s.beta2 < 1, "beta2", s.beta2, "must be at least 0 and below 1")
+    positive("eps", s.eps, "a number above 0")
+    positive("clip-norm", s.clip_norm)
     positive("global-batch", s.global_batch)
     positive("report-batch", s.report_batch)
     need(s.pace is None or 0 <= s.pace < float("inf"), "pace", s.pace, "must be 0 or more seconds")

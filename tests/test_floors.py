@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "rfast_zmq"
 FLOORS = [
     {"__init__", "__main__"},
     {"cli"},
-    {"launch", "bench"},
+    {"launch", "bench", "optim"},
     {"node", "simulate"},
     {"assembly"},
     {"transport"},
@@ -29,7 +29,7 @@ FLOORS = [
     {"settings"},
     {"errors"},
 ]
-SIDEWAYS = {("bench", "launch")}  # a comparison launches loopback runs
+SIDEWAYS = {("bench", "launch"), ("optim", "launch")}  # a comparison launches runs; a loop of one's own is one node
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 
 IMPURE = {

@@ -12,11 +12,16 @@ from rfast_zmq.errors import UsageError
 ALGORITHMS: dict[str, type[RFast] | type[RFastTree]] = {RFastTree.name: RFastTree, RFast.name: RFast}
 
 
-def algorithm(name: str, optimizer: str) -> type[RFast] | type[RFastTree]:
+def algorithm(name: str, optimizer: str, clips: bool = False) -> type[RFast] | type[RFastTree]:
     """The class behind a name.
 
+    Args:
+        name: of the algorithm.
+        optimizer: that it must honour.
+        clips: whether it must clip gradients.
+
     Raises:
-        UsageError: no such algorithm, or it cannot honour the optimiser.
+        UsageError: no such algorithm, or it cannot honour the optimiser, or clip.
     """
     if name not in ALGORITHMS:
         near = get_close_matches(name, ALGORITHMS, n=1)
@@ -29,6 +34,8 @@ def algorithm(name: str, optimizer: str) -> type[RFast] | type[RFastTree]:
             f"--optimizer {optimizer} (given, or the task's own): --algorithm {name} takes {takes};"
             f" add --optimizer {chosen.optimizers[0]}, and an --lr for it"
         )
+    if clips and not chosen.clips:
+        raise UsageError(f"--clip-norm (given, or the task's own): --algorithm {name} does not clip; leave it out")
     return chosen
 
 

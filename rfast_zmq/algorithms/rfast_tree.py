@@ -220,6 +220,7 @@ class RFastTree(Skeleton):
 
     name: ClassVar[str] = "rfast-tree"
     optimizers: ClassVar[tuple[str, ...]] = ("nadam", "adam", "sgd", "momentum", "nesterov")
+    clips: ClassVar[bool] = True
 
     def __init__(self, config: NodeConfig) -> None:
         pull, push, rank = config.topology.pull_tree, config.topology.push_tree, config.rank
@@ -443,6 +444,22 @@ class RFastTree(Skeleton):
             for state, descent in zip(self._state, self._descent, strict=True)
             if state.x is not None
         )
+
+    def snapshot(self) -> dict[str, Any]:
+        """At the root: what :meth:`restore` needs to go on from here; numbers and fresh tensors, by bucket."""
+        return {
+            str(b): {"x": state.x, "rounds": state.rounds, **(descent.state() if descent is not None else {})}
+            for b, (state, descent) in enumerate(zip(self._state, self._descent, strict=True))
+        }
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """At the root, before the first event: go on from a :meth:`snapshot`. Samples are counted anew."""
+        for b, (state, descent) in enumerate(zip(self._state, self._descent, strict=True)):
+            of_bucket = saved[str(b)]
+            state.x, state.rounds = of_bucket["x"], float(of_bucket["rounds"])
+            if descent is not None and "theta" in of_bucket:
+                descent.restore(of_bucket)
+        self.root_rounds = min(state.rounds for state in self._state)
 
     def last_record(self) -> Mapping[str, Tensor | float]:
         """``own``: this node's last record w·g (zeros if it has none); ``sum``: S, of the subtree; ``samples``: own."""

@@ -55,8 +55,14 @@ class Flags:
     """Learning rate, for batches of B. Default: the task's own, or 0.01."""
     momentum: Annotated[float | None, _LEARNING] = None
     """Momentum; Adam's beta 1. Default: the task's own, or 0.9."""
+    beta2: Annotated[float | None, _LEARNING] = None
+    """Adam's beta 2. Default: 0.999."""
+    eps: Annotated[float | None, _LEARNING] = None
+    """Adam's epsilon. Default: 1e-8."""
     weight_decay: Annotated[float | None, _LEARNING] = None
     """Decoupled weight decay. Default: the task's own, or 0."""
+    clip_norm: Annotated[float | None, _LEARNING] = None
+    """The most that the norm of a round's mean gradient may be (rfast-tree). Default: the task's own, or any."""
     global_batch: Annotated[int | None, _LEARNING] = None
     """B: samples of a round, of all nodes together. Default: the task's own, or 256."""
     report_batch: Annotated[int | None, _LEARNING] = None

@@ -89,7 +89,7 @@ class GradientReady:
         gradient: per bucket a 1-D tensor: the mean gradient over the samples (for a bucket of running averages: their
             contribution, see :class:`~rfast_zmq.task.flat.Layout`).
         samples: how many samples it is the mean of.
-        loss: mean loss over them.
+        loss: mean loss over them; None: not known.
         rounds: per bucket, the ``rounds`` of that :class:`RunGradient`.
         seconds: how long it took (emulated time included).
         finite: whether ``loss`` and every coordinate of ``gradient`` are finite numbers, where the driver has looked
@@ -99,7 +99,7 @@ class GradientReady:
     now: float
     gradient: tuple[Tensor, ...]
     samples: int
-    loss: float
+    loss: float | None
     rounds: tuple[float, ...]
     seconds: float
     finite: bool | None = None

@@ -119,6 +119,8 @@ class Algorithm(ABC):
     """As given to ``--algorithm``."""
     optimizers: ClassVar[tuple[str, ...]]
     """The values of ``--optimizer`` it can honour."""
+    clips: ClassVar[bool] = False
+    """Whether it can honour ``--clip-norm``."""
 
     config: NodeConfig
     out_edges: tuple[Edge, ...]

@@ -202,7 +202,7 @@ class Skeleton(Algorithm):
             return []
         finite = event.finite
         if finite is None:
-            finite = all_finite(event.loss, event.gradient)
+            finite = all_finite(event.loss or 0.0, event.gradient)
         if not finite:
             return [*self._in_trouble(), Ready()]
         self._gradients += 1
@@ -212,8 +212,8 @@ class Skeleton(Algorithm):
         weight = self.config.weight
         self._own = Count(
             samples=self._own.samples + event.samples,
-            weight=weight,
-            weighted_loss=weight * event.loss,
+            weight=0.0 if event.loss is None else weight,
+            weighted_loss=weight * (event.loss or 0.0),
             slowest_pace=self._pace or inf,
             slowest_rank=self.rank if self._pace else -1,
             trouble=self._own.trouble,

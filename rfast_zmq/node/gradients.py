@@ -37,7 +37,7 @@ class Gradient:
     Attributes:
         rounds: per bucket, the version of the model.
         gradient: per bucket.
-        loss: mean over the samples.
+        loss: mean over the samples; None: not known.
         samples: how many.
         finite: whether all of it is.
         seconds: it took.
@@ -45,7 +45,7 @@ class Gradient:
 
     rounds: tuple[float, ...]
     gradient: tuple[Tensor, ...]
-    loss: float
+    loss: float | None
     samples: int
     finite: bool
     seconds: float

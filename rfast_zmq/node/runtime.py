@@ -45,9 +45,10 @@ from rfast_zmq.errors import Refused, UsageError
 from rfast_zmq.node.exchange import Exchange
 from rfast_zmq.node.gradients import Gradient, Gradients
 from rfast_zmq.node.scoring import Scorer
+from rfast_zmq.node.steps import Steps
 from rfast_zmq.node.watcher import Watcher
 from rfast_zmq.results import Point
-from rfast_zmq.task import Worker
+from rfast_zmq.task import Trained, Worker
 from rfast_zmq.transport import Addresses, Outlet
 
 REPORT_S = 0.5
@@ -65,14 +66,23 @@ class Node:
         run: the run's id; messages of another are refused.
         incarnation: higher at every start of this node.
         watcher: told what happens.
+        own: a model that a loop of the user's own trains, and what passes between the two; None: the plan's task.
     """
 
     def __init__(
-        self, plan: Plan, rank: int, addresses: Addresses, run: str, incarnation: int, watcher: Watcher
+        self,
+        plan: Plan,
+        rank: int,
+        addresses: Addresses,
+        run: str,
+        incarnation: int,
+        watcher: Watcher,
+        own: tuple[Trained, Steps] | None = None,
     ) -> None:
         self.plan, self.rank, self._addresses, self._watcher = plan, rank, addresses, watcher
         self.name = plan.topology.names[rank]
-        self.worker: Worker = plan.worker(rank)
+        trained = plan.worker(rank) if own is None else own[0]
+        self.worker: Trained = trained
         self.algorithm: Algorithm = plan.node(rank, self.worker, incarnation)
         self.is_root = rank == plan.topology.root
         self._called = plan.topology.called
@@ -87,9 +97,13 @@ class Node:
             refused=self._refuse,
             failed=self._failed,
         )
-        self._gradients = Gradients(
-            self.worker, plan.speeds, plan.settings, soon=self._soon, news=lambda: self._ready.set()
-        )
+        self._gradients: Gradients | Steps
+        if own is None:
+            assert isinstance(trained, Worker)
+            self._gradients = Gradients(trained, plan.speeds, plan.settings, soon=self._soon, news=self._heed)
+        else:
+            self._gradients = own[1]
+            own[1].attach(self._soon, self._heed)
         every_rounds = plan.settings.evaluate_every
         self._scorer = Scorer(self.worker, f"evaluate-{rank}", every_rounds, self._scored, self._failed)
         self._started = False
@@ -196,6 +210,10 @@ class Node:
         """Have the loop call it; from another thread."""
         self._loop.call_soon_threadsafe(act)
 
+    def _heed(self) -> None:
+        """A gradient is done."""
+        self._ready.set()
+
     def _now(self) -> float:
         return self._loop.time() - self._t0
 
@@ -271,7 +289,8 @@ class Node:
         )
         if not found.finite and self.trouble < 0 and not self._stopping.is_set():
             self.trouble = self.rank
-            self._watcher.say(f"{self._called(self.rank)}: the loss is {found.loss}: its gradient is left out")
+            what = "the gradient is not finite" if found.loss is None else f"the loss is {found.loss}"
+            self._watcher.say(f"{self._called(self.rank)}: {what}: its gradient is left out")
 
     def _refuse(self, refused: Refused, graph: Graph) -> None:
         first = refused.reason not in self.refused

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rfast_zmq.core.finite import is_finite
 from rfast_zmq.results import Point
-from rfast_zmq.task import Worker
+from rfast_zmq.task import Trained
 
 
 class Scorer:
@@ -29,7 +29,7 @@ class Scorer:
 
     def __init__(
         self,
-        worker: Worker,
+        worker: Trained,
         name: str,
         every_rounds: float,
         scored: Callable[[Point], None],

@@ -21,7 +21,7 @@ layout's hash. Every node makes the module from the same seed, or loads the same
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil, prod
@@ -251,6 +251,7 @@ class FlatModel:
         module: any module with float32 parameters (all of them on one device).
         groups: the group of a parameter, from its name and itself; None: :func:`default_group`.
         bucket_bytes: bytes a bucket holds at most.
+        only: the ``id`` of each parameter that is to be in the vector; None: all that are trainable.
 
     Raises:
         UsageError: a trainable parameter or running average that is not float32, or no trainable parameter at all.
@@ -265,9 +266,12 @@ class FlatModel:
         *,
         groups: Callable[[str, nn.Parameter], Group] | None = None,
         bucket_bytes: int = BUCKET_BYTES,
+        only: Container[int] | None = None,
     ) -> None:
         self.module = module
-        named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+        named = [
+            (name, p) for name, p in module.named_parameters() if p.requires_grad and (only is None or id(p) in only)
+        ]
         if not named:
             raise UsageError("the model has no trainable parameter: nothing to train; give it some")
         by_group: dict[Group, list[tuple[str, nn.Parameter]]] = {}

@@ -43,6 +43,7 @@ class Worker:
 
     layout: Layout
     weight: float
+    group_rates: None = None
 
     def __init__(
         self,

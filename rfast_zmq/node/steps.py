@@ -1,0 +1,107 @@
+"""Gradients that a loop of the user's own computes, in a thread of the user's own: what passes between it and the node.
+
+Seen from the node it is what :class:`~rfast_zmq.node.gradients.Gradients` is: models are offered, gradients are done.
+Seen from the user's loop: :meth:`Steps.give` a gradient, :meth:`Steps.take` the newest model. Only two things ever
+block there: the first model of the run, and, at a root whose gradient makes the next model, the node's own step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from rfast_zmq.core.events import RunGradient
+from rfast_zmq.node.gradients import RECENT, Gradient
+
+
+class Steps:
+    """One mailbox each way; of several models the newest counts."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._offered: RunGradient | None = None
+        self._done: deque[Gradient] = deque()
+        self._recent_s: deque[float] = deque(maxlen=RECENT)
+        self._soon: Callable[[Callable[[], None]], object] | None = None
+        self._news: Callable[[], None] = lambda: None
+        self.busy = False
+        self.cpu_s = 0.0
+        """What the user's thread takes is not known here."""
+        self.over = False
+        """No gradient is wanted any more."""
+
+    # -------------------------------------------------------------------------------------- the node's side
+
+    def attach(self, soon: Callable[[Callable[[], None]], object], news: Callable[[], None]) -> None:
+        """The node is there.
+
+        Args:
+            soon: has a function called on its loop; from any thread.
+            news: called on the loop when a gradient is done.
+        """
+        self._soon, self._news = soon, news
+
+    @property
+    def least_s(self) -> float | None:
+        """The next gradient will probably take longer than this (None: there was none yet)."""
+        return min(self._recent_s, default=None)
+
+    async def first_batch(self) -> None:
+        """The user's loop loads its own data."""
+
+    def offer(self, model: RunGradient) -> None:
+        """A model for the gradient after the present one."""
+        with self._changed:
+            self._offered, self.busy = model, True
+            self._changed.notify_all()
+
+    def done(self) -> Iterator[Gradient]:
+        """The gradients that are done, oldest first; each is told once."""
+        while self._done:
+            found = self._done.popleft()
+            self._recent_s.append(found.seconds)
+            yield found
+
+    def halt(self) -> None:
+        """No gradient is wanted any more: whoever waits for a model goes on without."""
+        with self._changed:
+            self.over = True
+            self._changed.notify_all()
+
+    def close(self, wait: bool) -> None:
+        """The node is gone."""
+        self.halt()
+
+    # -------------------------------------------------------------------------------------- the user's loop
+
+    def give(self, gradient: Gradient, waits: bool) -> None:
+        """A gradient is done.
+
+        Args:
+            gradient: it is not written to any more.
+            waits: the loop computes no other before it is offered a model.
+        """
+        if self.over or self._soon is None:
+            return
+        self._done.append(gradient)
+        with contextlib.suppress(RuntimeError):  # the node's loop is closed: the run is over
+            self._soon(lambda: self._tell(waits))
+
+    def _tell(self, waits: bool) -> None:
+        """On the node's loop."""
+        self.busy = not waits
+        self._news()
+
+    def take(self, wait: bool) -> RunGradient | None:
+        """The newest model that was not taken yet; None: there is none.
+
+        Args:
+            wait: until there is one, or the run is over.
+        """
+        with self._changed:
+            if wait:
+                self._changed.wait_for(lambda: self._offered is not None or self.over)
+            model, self._offered = self._offered, None
+        return model
