@@ -27,7 +27,11 @@ def _children() -> set[tuple[int, str]]:
     """(pid, command) of this process's children, dead ones that nobody waited for included; Linux only, else none."""
     found = set()
     for listing in Path("/proc/self/task").glob("*/children"):
-        for pid in listing.read_text().split():
+        try:
+            children = listing.read_text().split()
+        except OSError:  # a thread that has just ended
+            continue
+        for pid in children:
             try:
                 command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             except OSError:
