@@ -105,6 +105,8 @@ class Node:
             self._gradients = own[1]
             own[1].attach(self._soon, self._heed)
         every_rounds = plan.settings.evaluate_every
+        self._scores = own is None
+        """Whether the node evaluates; the user's own loop sees to it itself."""
         self._scorer = Scorer(self.worker, f"evaluate-{rank}", every_rounds, self._scored, self._failed)
         self._started = False
         self._cpu0_s = time.process_time()
@@ -338,7 +340,7 @@ class Node:
 
     def _evaluate(self) -> None:
         """Score a snapshot off the training path, if one is due."""
-        if self._started and not self._stopping.is_set() and self._scorer.due(self.algorithm.rounds):
+        if self._scores and self._started and not self._stopping.is_set() and self._scorer.due(self.algorithm.rounds):
             self._snapshot()
 
     def _snapshot(self) -> None:
@@ -365,7 +367,7 @@ class Node:
         """Score the model as it is at the end."""
         if self.is_root and self._started:
             await self._scorer.settled()
-            if self.trouble < 0 and self._fault is None:
+            if self._scores and self.trouble < 0 and self._fault is None:
                 self._snapshot()
                 await self._scorer.settled()
             if self._fault is not None:

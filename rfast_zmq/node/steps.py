@@ -24,6 +24,7 @@ class Steps:
         self._offered: RunGradient | None = None
         self._done: deque[Gradient] = deque()
         self._recent_s: deque[float] = deque(maxlen=RECENT)
+        self._taken: tuple[float, ...] | None = None
         self._soon: Callable[[Callable[[], None]], object] | None = None
         self._news: Callable[[], None] = lambda: None
         self.busy = False
@@ -76,26 +77,21 @@ class Steps:
 
     # -------------------------------------------------------------------------------------- the user's loop
 
-    def give(self, gradient: Gradient, waits: bool) -> None:
-        """A gradient is done.
-
-        Args:
-            gradient: it is not written to any more.
-            waits: the loop computes no other before it is offered a model.
-        """
+    def give(self, gradient: Gradient) -> None:
+        """A gradient is done; it is not written to any more."""
         if self.over or self._soon is None:
             return
         self._done.append(gradient)
         with contextlib.suppress(RuntimeError):  # the node's loop is closed: the run is over
-            self._soon(lambda: self._tell(waits))
+            self._soon(self._tell)
 
-    def _tell(self, waits: bool) -> None:
-        """On the node's loop."""
-        self.busy = not waits
+    def _tell(self) -> None:
+        """On the node's loop, which looks for a newer model now, though the user's loop may have gone on meanwhile."""
+        self.busy = False
         self._news()
 
     def take(self, wait: bool) -> RunGradient | None:
-        """The newest model that was not taken yet; None: there is none.
+        """The newest model, if it is another than the one that was taken last; else None.
 
         Args:
             wait: until there is one, or the run is over.
@@ -104,4 +100,7 @@ class Steps:
             if wait:
                 self._changed.wait_for(lambda: self._offered is not None or self.over)
             model, self._offered = self._offered, None
+        if model is None or model.rounds == self._taken:
+            return None
+        self._taken = model.rounds
         return model

@@ -28,6 +28,7 @@ class Background:
     def __init__(self, make: Callable[[Background], Node], steps: Steps) -> None:
         self.node, self._steps = make(self), steps
         self._error: BaseException | None = None
+        self._told = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._open = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"rfast-{self.node.rank}", daemon=True)
@@ -48,9 +49,9 @@ class Background:
         Raises:
             UsageError: a parent that trains another model, an address in use.
         """
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
+        if self._error is not None and not self._told:
+            self._told = True
+            raise self._error
 
     def ask(self, act: Callable[[], None]) -> None:
         """Have the node's loop call it, if it still runs."""
@@ -88,7 +89,7 @@ class Background:
         except asyncio.CancelledError:  # told to leave before the start
             pass
         except BaseException as error:
-            self._error = error
+            self.fault(error)
         finally:
             self._steps.halt()
             self._open.set()
@@ -109,4 +110,4 @@ class Background:
         log.warning("%s", line)
 
     def fault(self, error: BaseException) -> None:
-        return  # Node.run raises it
+        self._error = self._error or error

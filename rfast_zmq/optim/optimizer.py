@@ -39,7 +39,7 @@ from rfast_zmq.errors import UsageError
 from rfast_zmq.launch.single import default_run_id
 from rfast_zmq.node import Node, Steps
 from rfast_zmq.node.gradients import Gradient
-from rfast_zmq.optim.background import Background
+from rfast_zmq.optim.background import Background, log
 from rfast_zmq.optim.rendezvous import meet
 from rfast_zmq.settings import Settings
 from rfast_zmq.task import OwnModel, Task
@@ -220,7 +220,7 @@ class RFast(torch.optim.Optimizer):
         finite = all_finite(0.0 if said is None else said, gradient)
         took_s = time.perf_counter() - self._began_s
         waits = self._algorithm.gradient_makes_model
-        self._steps.give(Gradient(self._versions, gradient, said, self._batch, finite, took_s), waits)
+        self._steps.give(Gradient(self._versions, gradient, said, self._batch, finite, took_s))
         self._take(wait=waits)
         self._check()
         return found
@@ -268,7 +268,9 @@ class RFast(torch.optim.Optimizer):
     @property
     def rounds(self) -> float:
         """Progress of the run, in rounds of B samples."""
-        return 0.0 if self._node is None else self._algorithm.rounds
+        if self._node is None:
+            return min((float(of_bucket["rounds"]) for of_bucket in (self._resumed or {}).values()), default=0.0)
+        return self._algorithm.rounds
 
     def status(self) -> Status:
         """How this node sees the run; the root sees all of it."""
@@ -363,10 +365,10 @@ class RFast(torch.optim.Optimizer):
             self.leave()
 
     def _at_exit(self) -> None:
-        if getattr(sys, "last_value", None) is None:
-            self.close()
-        else:
-            self.leave()
+        try:
+            self.close() if getattr(sys, "last_value", None) is None else self.leave()
+        except UsageError as error:  # not said before
+            log.error("%s", error)
 
     # -------------------------------------------------------------------------------------- saved and loaded
 
