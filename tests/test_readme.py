@@ -20,6 +20,7 @@ from rfast_zmq.cli.flags import Flags, own_options
 from rfast_zmq.results import NodePoint, Point, Result
 from rfast_zmq.task import Task, load_task
 from rfast_zmq.topology import build
+from tests.ports import free_ports
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -52,6 +53,35 @@ def test_the_task_of_the_readme_is_short_and_learns(tmp_path: Path) -> None:
     assert result["samples"] >= SAMPLES
     assert result["accuracy"] > 0.9  # a third by chance
     assert result["identity_error"] < 1e-5
+
+
+# ------------------------------------------------------------------------------------------- the own loop
+
+
+def test_the_change_to_a_loop_of_ones_own_is_small_and_both_scripts_learn(tmp_path: Path) -> None:
+    """The diff's two sides: the old one by itself, the new one as two processes on uneven data."""
+    block = re.search(r"^<!-- test: own loop -->\n```diff\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
+    assert block is not None
+    diff = [line or " " for line in block[1].splitlines()]
+    assert sum(line[0] == "+" for line in diff) <= 4
+    assert all(line[0] in " +-" for line in diff)
+    for name, side in (("before", "-"), ("after", "+")):
+        (tmp_path / f"{name}.py").write_text("".join(f"{line[1:]}\n" for line in diff if line[0] in (" ", side)))
+    ports = iter(free_ports(4))
+    example = (ROOT / "topologies" / "two-hosts.toml").read_text()
+    (tmp_path / "two-hosts.toml").write_text(re.sub(r"(?<=127\.0\.0\.1:)\d+", lambda _: str(next(ports)), example))
+
+    def start(*words: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, *words], cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+
+    running = [start("before.py"), start("after.py", "0"), start("after.py", "1")]
+    said = [process.communicate(timeout=150) for process in running]
+    assert [process.returncode for process in running] == [0, 0, 0], said
+    before, root, _ = (float(out.split()[-1]) for out, _ in said)
+    assert before > 0.95
+    assert root > 0.95  # of all ten digits, five of which it never saw
 
 
 # ------------------------------------------------------------------------------------------- command lines

@@ -1,4 +1,4 @@
-"""Loops of the user's own, one a node: real sockets, each loop in a thread of this process (and once under torchrun)."""
+"""Loops of the user's own, one a node: real sockets, each loop in a thread of this process; once under torchrun."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from rfast_zmq import optim
 from rfast_zmq.errors import UsageError
 from rfast_zmq.topology import Endpoints, build, to_toml
+from tests.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
 SOON_S = 60.0
@@ -219,20 +220,16 @@ def test_a_node_with_another_model_is_told_so(file: Any) -> None:
 
 def test_an_address_in_use_is_said(file: Any) -> None:
     topology = file("line", 2).replace("t.toml", "t2.toml")
-    from tests.ports import free_ports
-
     ports = free_ports(4)
     ends = tuple(Endpoints(f"tcp://127.0.0.1:{a}", f"tcp://127.0.0.1:{b}") for a, b in (ports[:2], ports[2:]))
     Path(topology).write_text(to_toml(replace(build("line", 2), endpoints=ends)))
-    with (
-        optim.SGD(Point(), rank=0, topology=topology, batch=1) as opt,
-        pytest.raises(UsageError, match=f"{ports[1]}.* in use"),
-    ):
+    with optim.SGD(Point(), rank=0, topology=topology, batch=1) as opt:
         opt.start()
-        optim.SGD(Point(), rank=0, topology=topology, batch=1).start()
+        with pytest.raises(UsageError, match=f"{ports[1]}.* in use"):
+            optim.SGD(Point(), rank=0, topology=topology, batch=1).start()
 
 
-SCRIPT = '''
+SCRIPT = """
 import time
 import torch
 from rfast_zmq import optim
@@ -250,7 +247,7 @@ for _ in opt.through([0]):
 opt.close()
 if opt.is_root:
     print("learnt", model.weight.detach().flatten().tolist(), model.bias.item())
-'''
+"""
 
 
 def test_under_torchrun(tmp_path: Path) -> None:

@@ -376,12 +376,14 @@ def test_what_will_not_do_is_said(given: dict[str, Any], said: str) -> None:
 
 
 def test_a_state_of_another_model_or_too_late_is_refused() -> None:
-    with optim.SGD(net(), batch=4) as opt, pytest.raises(UsageError, match="the run has begun"):
+    with optim.SGD(net(), batch=4) as opt:
         opt.zero_grad()
-        opt.load_state_dict(opt.state_dict())
+        saved = opt.state_dict()
+        with pytest.raises(UsageError, match="the run has begun"):
+            opt.load_state_dict(saved)
     other = optim.SGD(nn.Linear(2, 2), batch=4)
     with pytest.raises(UsageError, match="make the same model"):
-        other.load_state_dict(opt.state_dict())
+        other.load_state_dict(saved)
 
 
 def test_a_scheduler_that_cannot_go_by_rounds_is_refused() -> None:
