@@ -36,6 +36,7 @@ from rfast_zmq.assembly import Plan
 from rfast_zmq.core.finite import all_finite
 from rfast_zmq.core.interface import Status
 from rfast_zmq.errors import UsageError
+from rfast_zmq.launch.memory import keep_freed_memory
 from rfast_zmq.launch.single import default_run_id
 from rfast_zmq.node import Node, Steps
 from rfast_zmq.node.gradients import Gradient
@@ -183,6 +184,7 @@ class RFast(torch.optim.Optimizer):
                 cast(RFastTree, node.algorithm).restore(self._resumed)
             return node
 
+        keep_freed_memory()
         self._node = Background(make, self._steps)
         atexit.register(self._at_exit)
         self._node.start()
