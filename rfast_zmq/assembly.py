@@ -12,11 +12,13 @@ from rfast_zmq.algorithms import Algorithm, NodeConfig, algorithm
 from rfast_zmq.conditions import Faults, Speeds
 from rfast_zmq.errors import UsageError
 from rfast_zmq.results import Result
-from rfast_zmq.settings import DEFAULT_NODES, Settings
+from rfast_zmq.settings import DEFAULT_NODES, WIRES, Settings
 from rfast_zmq.task import Task, Trained, Worker, check_split, load_task
 from rfast_zmq.task.task import make_task
 from rfast_zmq.topology import Topology, build, is_file
 from rfast_zmq.wire import Codec
+
+DEFAULT_WIRE = WIRES[0]
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ class Plan:
         assert settings.split is not None
         assert settings.optimizer is not None
         check_split(settings.split)
-        algorithm(settings.algorithm, settings.optimizer, clips=settings.clip_norm is not None)
+        clips, packs = settings.clip_norm is not None, settings.wire != DEFAULT_WIRE
+        algorithm(settings.algorithm, settings.optimizer, clips=clips, packs=packs)
         speeds = Speeds.parse(settings.compute, settings.straggler, topology.nodes, settings.seed)
         faults = Faults(drop=settings.drop, duplicate=settings.duplicate, reorder=settings.reorder, seed=settings.seed)
         if settings.data is not None and not Path(settings.data).is_file():
@@ -89,6 +92,7 @@ class Plan:
             lr_schedule=worker.lr_schedule,
             group_rates=worker.group_rates,
             clip_norm=s.clip_norm,
+            packing=s.wire,
             weight=worker.weight,
             incarnation=incarnation,
             pace_s=s.pace,
@@ -105,6 +109,7 @@ class Plan:
             layout=layout.hash,
             sizes=layout.sizes,
             dtype=layout.dtype,
+            packings=node.config.packings,
             in_edges=node.in_edges,
             numbers={"W": node.numbers("W"), "A": node.numbers("A")},
         )

@@ -23,6 +23,7 @@ DEFAULTS: dict[str, Any] = {
     "split": "iid",
 }
 DEFAULT_NODES = 7
+WIRES = ("float32", "bf16", "int8")
 OPTIMIZERS = ("nadam", "adam", "sgd", "momentum", "nesterov")
 
 
@@ -50,6 +51,7 @@ class Settings:
         straggler: ``RANK:FACTOR`` each.
         pace: C in seconds; None: chosen by the algorithm.
         resend: idle resend in seconds; None: chosen by the algorithm.
+        wire: how payloads travel: ``float32``, ``bf16`` or ``int8``.
         drop, duplicate, reorder: probabilities for every received message.
         seed: of everything drawn.
         data: the task's data file.
@@ -77,6 +79,7 @@ class Settings:
     straggler: tuple[str, ...] = ()
     pace: float | None = None
     resend: float | None = None
+    wire: str = "float32"
     drop: float = 0.0
     duplicate: float = 0.0
     reorder: float = 0.0
@@ -170,4 +173,5 @@ def _check(s: Settings) -> None:
     for flag in ("drop", "duplicate", "reorder"):
         value = getattr(s, flag)
         need(0 <= value < 1, flag, value, "a probability: at least 0 and below 1")
+    need(s.wire in WIRES, "wire", s.wire, f"one of {', '.join(WIRES)}")
     need(s.seed >= 0, "seed", s.seed, "must be 0 or more")

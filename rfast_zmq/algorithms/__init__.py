@@ -12,16 +12,17 @@ from rfast_zmq.errors import UsageError
 ALGORITHMS: dict[str, type[RFast] | type[RFastTree]] = {RFastTree.name: RFastTree, RFast.name: RFast}
 
 
-def algorithm(name: str, optimizer: str, clips: bool = False) -> type[RFast] | type[RFastTree]:
+def algorithm(name: str, optimizer: str, clips: bool = False, packs: bool = False) -> type[RFast] | type[RFastTree]:
     """The class behind a name.
 
     Args:
         name: of the algorithm.
         optimizer: that it must honour.
         clips: whether it must clip gradients.
+        packs: whether payloads are to travel as something else than float32.
 
     Raises:
-        UsageError: no such algorithm, or it cannot honour the optimiser, or clip.
+        UsageError: no such algorithm, or it cannot honour the optimiser, clip, or pack.
     """
     if name not in ALGORITHMS:
         near = get_close_matches(name, ALGORITHMS, n=1)
@@ -36,6 +37,8 @@ def algorithm(name: str, optimizer: str, clips: bool = False) -> type[RFast] | t
         )
     if clips and not chosen.clips:
         raise UsageError(f"--clip-norm (given, or the task's own): --algorithm {name} does not clip; leave it out")
+    if packs and not chosen.packs:
+        raise UsageError(f"--wire: --algorithm {name} sends float32 only; leave it out")
     return chosen
 
 

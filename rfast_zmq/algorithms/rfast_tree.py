@@ -169,20 +169,24 @@ class TreeBucket:
         self.staleness = 0.0
         self.own = Record()
         self.children = {j: Child() for j in children}
+        self._parts: list[Tensor] = []
+        """What :meth:`total` summed last: as long as it is the same, so is the sum, and a repetition is the very same."""
+        self._sum: Tensor
 
     def total(self) -> tuple[Tensor | None, float, float, int]:
-        """S: (w·g, w, w·V, c) of the subtree, the set-aside children only by their c. ``g`` is a new tensor, or one of
-        the records' own."""
+        """S: (w·g, w, w·V, c) of the subtree, the set-aside children only by their c. ``g`` is a tensor of its own, or one
+        of the records'; never written to."""
         records: list[Record] = [self.own, *(k for k in self.children.values() if not k.aside)]
         said = [r for r in records if r.g is not None]
         c = self.count()
         if not said:
             return None, 0.0, 0.0, c
-        g = said[0].g
-        assert g is not None
-        for i, r in enumerate(said[1:]):
-            assert r.g is not None
-            g = g + r.g if i == 0 else g.add_(r.g)
+        parts = [r.g for r in said if r.g is not None]
+        if len(parts) != len(self._parts) or any(a is not b for a, b in zip(parts, self._parts, strict=True)):
+            self._parts, self._sum = parts, parts[0]
+            for i, part in enumerate(parts[1:]):
+                self._sum = self._sum + part if i == 0 else self._sum.add_(part)
+        g = self._sum
         return g, sum(r.w for r in said), sum(r.wv for r in said), c
 
     def count(self) -> int:
@@ -221,6 +225,7 @@ class RFastTree(Skeleton):
     name: ClassVar[str] = "rfast-tree"
     optimizers: ClassVar[tuple[str, ...]] = ("nadam", "adam", "sgd", "momentum", "nesterov")
     clips: ClassVar[bool] = True
+    packs: ClassVar[bool] = True
 
     def __init__(self, config: NodeConfig) -> None:
         pull, push, rank = config.topology.pull_tree, config.topology.push_tree, config.rank
@@ -462,9 +467,13 @@ class RFastTree(Skeleton):
         self.root_rounds = min(state.rounds for state in self._state)
 
     def last_record(self) -> Mapping[str, Tensor | float]:
-        """``own``: this node's last record w·g (zeros if it has none); ``sum``: S, of the subtree; ``samples``: own."""
+        """``own``: this node's last record w·g (zeros if it has none), and what rounding made of its last message;
+        ``sum``: S, of the subtree; ``samples``: own."""
         zero = [torch.zeros(bucket.size, dtype=self.config.layout.dtype) for bucket in self.config.layout.buckets]
         own = [z if s.own.g is None else s.own.g for s, z in zip(self._state, zero, strict=True)]
+        if self._packer is not None and self.push_parent is not None:
+            up = Edge("A", self.rank, self.push_parent)
+            own = [g + self._packer.off.get((up, b), 0.0) for b, g in enumerate(own)]
         totals = [z if (t := s.total()[0]) is None else t for s, z in zip(self._state, zero, strict=True)]
         return {"own": torch.cat(own), "sum": torch.cat(totals), "samples": float(self._own.samples)}
 

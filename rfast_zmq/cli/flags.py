@@ -77,6 +77,8 @@ class Flags:
     measures it; under rfast no pace."""
     resend: Annotated[float | None, _TIMES] = None
     """Seconds after which an idle link says its newest again. Default: under rfast-tree 2 C; under rfast never."""
+    wire: Annotated[str | None, _TIMES] = None
+    """How payloads travel: float32, bf16 or int8, with error feedback (rfast-tree). Default: float32."""
     drop: Annotated[float | None, _TIMES] = None
     """Probability that a received message is lost. Default: 0."""
     duplicate: Annotated[float | None, _TIMES] = None

@@ -53,6 +53,7 @@ class Message:
         stamp: when it was made; accepted stamps of an edge and bucket strictly increase (invariant I3).
         payload: 1-D tensor, the bucket's coordinates. Never written to.
         numbers: what the algorithm's :meth:`~rfast_zmq.core.interface.Algorithm.numbers` declares for this graph.
+        packed: what travels in the payload's place, as 1-D uint8 (:mod:`rfast_zmq.core.packing`); None: itself.
     """
 
     edge: Edge
@@ -60,6 +61,7 @@ class Message:
     stamp: Stamp
     payload: Tensor
     numbers: Mapping[str, Number] = field(default_factory=dict)
+    packed: Tensor | None = None
 
 
 # ------------------------------------------------------------------------------------------------ events

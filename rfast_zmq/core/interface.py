@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from rfast_zmq.core.events import Action, Edge, Event, Graph
+from rfast_zmq.core.packing import PACKINGS
 from rfast_zmq.task.flat import Layout
 from rfast_zmq.topology import Topology
 
@@ -41,6 +42,7 @@ class NodeConfig:
         group_rates: per parameter group its learning rate and weight decay at that progress, in place of the three
             above; None: as they say.
         clip_norm: the most that the norm of a round's mean gradient may be; None: any.
+        packing: how payloads travel: ``float32``, ``bf16`` or ``int8`` (:mod:`rfast_zmq.core.packing`).
         weight: this node's weight in the mean over nodes.
         incarnation: higher at every restart of the node.
         pace_s: least seconds between two messages of an edge and bucket; None: the algorithm's own choice.
@@ -62,11 +64,17 @@ class NodeConfig:
     lr_schedule: Callable[[float], float] = field(default=lambda rounds: 1.0)
     group_rates: Callable[[float], Sequence[tuple[float, float]]] | None = None
     clip_norm: float | None = None
+    packing: str = "float32"
     weight: float = 1.0
     incarnation: int = 0
     pace_s: float | None = None
     resend_s: float | None = None
     stop_samples: int | None = None
+
+    @property
+    def packings(self) -> tuple[str, ...]:
+        """Per bucket, how it travels: running averages always as they are."""
+        return tuple(self.packing if b.kind == "parameters" else PACKINGS[0] for b in self.layout.buckets)
 
     def rates(self, rounds: float) -> Sequence[tuple[float, float]]:
         """Per parameter group its learning rate and weight decay at this progress."""
@@ -121,6 +129,8 @@ class Algorithm(ABC):
     """The values of ``--optimizer`` it can honour."""
     clips: ClassVar[bool] = False
     """Whether it can honour ``--clip-norm``."""
+    packs: ClassVar[bool] = False
+    """Whether it can honour ``--wire``."""
 
     config: NodeConfig
     out_edges: tuple[Edge, ...]

@@ -38,6 +38,7 @@ from rfast_zmq.core.events import (
 )
 from rfast_zmq.core.finite import all_finite
 from rfast_zmq.core.interface import Algorithm, NodeConfig, Status
+from rfast_zmq.core.packing import PACKINGS, Packer
 
 SCALE_LEAST = 1e-12
 """The identity's error is told relative to the largest gradient, or to this where an optimum leaves none."""
@@ -71,6 +72,8 @@ class Skeleton(Algorithm):
         self._own = Count()
         self._gradients = self._accepted = self._stale = 0
         self._pace = 0.0
+        self._packer = None if config.packing == PACKINGS[0] else Packer(config.packing)
+        self._packed = [packing != PACKINGS[0] for packing in config.packings]
         self._left = False
         self.round_s = 0.0
         """Seconds of a round as the root measured them (0.0: unknown)."""
@@ -240,6 +243,8 @@ class Skeleton(Algorithm):
             return []
         self._accepted_stamp[slot] = message.stamp
         self._accepted += 1
+        if edge.graph == "W" and message.packed is not None and self._packer is not None:
+            self._packer.came(message.bucket, message.payload, message.packed)
         actions: list[Action] = []
         numbers = message.numbers
         if edge.graph == "W":
@@ -277,7 +282,10 @@ class Skeleton(Algorithm):
             numbers |= {"final": final, **self.census().numbers()}
         self._counter[edge] += 1
         stamp = Stamp(self.config.incarnation, self._counter[edge])
-        return [Transmit(Message(edge, bucket, stamp, payload, numbers))]
+        packed = None
+        if self._packer is not None and self._packed[bucket]:  # a model is the same for all, a report the parent's own
+            packed, payload = self._packer.say(bucket if edge.graph == "W" else (edge, bucket), payload)
+        return [Transmit(Message(edge, bucket, stamp, payload, numbers, packed))]
 
     # ------------------------------------------------------------------------------------ closing
 

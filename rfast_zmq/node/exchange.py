@@ -111,7 +111,7 @@ class Exchange:
         """
         self._loop = asyncio.get_running_loop()
         layout = self._algorithm.config.layout
-        payload_bytes = max(layout.sizes) * layout.dtype.itemsize
+        payload_bytes = self._codec.max_payload_bytes
         names: dict[Graph, str] = {"W": "pull", "A": "push"}
         for graph, what in names.items():
             if any(edge.graph == graph for edge in self._algorithm.in_edges):

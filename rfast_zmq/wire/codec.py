@@ -45,6 +45,7 @@ import torch
 from torch import Tensor
 
 from rfast_zmq.core.events import Edge, Graph, Message, Number, Stamp
+from rfast_zmq.core.packing import PACKINGS, packed_bytes, unpack
 from rfast_zmq.errors import Refused, UsageError
 from rfast_zmq.task.flat import BUCKET_BYTES
 from rfast_zmq.wire.memory import bytes_of, tensor_of
@@ -89,6 +90,7 @@ _KEYS: dict[str, type] = {
     "stamp": list,
     "n": dict,
 }
+_BYTES = np.dtype(np.uint8)
 _NUMBER_TYPES = (bool, int, float, list)
 _DTYPES: dict[torch.dtype, tuple[str, np.dtype[Any]]] = {
     torch.float32: ("f4", np.dtype("<f4")),
@@ -106,6 +108,7 @@ class Codec:
         layout: hash of the layout, 16 hex digits.
         sizes: coordinates in each bucket, each ≥ 1.
         dtype: of every payload: ``torch.float32`` or ``torch.float64``.
+        packings: per bucket, how its payload travels (:mod:`rfast_zmq.core.packing`); None: all as they are.
         in_edges: the edges that end here; a message on any other is refused.
         numbers: per graph, the small numbers that its messages carry: name to ``bool``, ``int``, ``float`` or ``list``
             (:meth:`~rfast_zmq.core.interface.Algorithm.numbers`). Every graph of ``in_edges`` must be there.
@@ -124,6 +127,7 @@ class Codec:
         dtype: torch.dtype,
         in_edges: Iterable[Edge],
         numbers: Mapping[Graph, Mapping[str, type]],
+        packings: Sequence[str] | None = None,
     ) -> None:
         if sys.byteorder != "little":
             raise UsageError("this machine is big-endian; payloads travel in little-endian memory, uncopied")
@@ -140,8 +144,18 @@ class Codec:
         self._layout = layout
         self._sizes = tuple(sizes)
         self._dtype = dtype
-        self._dtype_name, self._dtype_numpy = _DTYPES[dtype]
-        self._bucket_bytes = tuple(size * self._dtype_numpy.itemsize for size in sizes)
+        dtype_name, self._dtype_numpy = _DTYPES[dtype]
+        self._packings = tuple(PACKINGS[0] for _ in sizes) if packings is None else tuple(packings)
+        self._packed = tuple(packing != PACKINGS[0] for packing in self._packings)
+        if len(self._packings) != len(sizes) or (any(self._packed) and dtype != torch.float32):
+            raise ValueError(f"packings {reprlib.repr(packings)} for {len(sizes)} buckets of {dtype}")
+        self._dtype_names = tuple(
+            p if packs else dtype_name for p, packs in zip(self._packings, self._packed, strict=True)
+        )
+        self._bucket_bytes = tuple(
+            packed_bytes(size, packing) if packs else size * self._dtype_numpy.itemsize
+            for size, packing, packs in zip(sizes, self._packings, self._packed, strict=True)
+        )
         self._in_edges = {tuple(edge): edge for edge in in_edges}
         self._numbers = {graph: dict(declared) for graph, declared in numbers.items()}
         undeclared = {edge.graph for edge in self._in_edges.values()} - self._numbers.keys()
@@ -157,6 +171,11 @@ class Codec:
         model, so that a peer that trains another one is told apart (``layout``) from one that is merely broken.
         """
         return max(MAX_HEADER_BYTES, BUCKET_BYTES, *self._bucket_bytes)
+
+    @property
+    def max_payload_bytes(self) -> int:
+        """The longest payload of this run, in bytes."""
+        return max(self._bucket_bytes)
 
     # -------------------------------------------------------------------------------------------- writing
 
@@ -177,6 +196,8 @@ class Codec:
         payload, numbers = message.payload, self._numbers_to_send(message)
         if not 0 <= message.bucket < len(self._sizes):
             raise ValueError(f"bucket {message.bucket} of {len(self._sizes)}")
+        if (message.packed is not None) != self._packed[message.bucket]:
+            raise ValueError(f"bucket {message.bucket} travels as {self._packings[message.bucket]}")
         if payload.dtype != self._dtype or payload.shape != (self._sizes[message.bucket],):
             raise ValueError(
                 f"bucket {message.bucket} has {self._sizes[message.bucket]} coordinates of {self._dtype}; "
@@ -190,7 +211,7 @@ class Codec:
             "graph": message.edge.graph,
             "layout": self._layout,
             "bucket": message.bucket,
-            "dtype": self._dtype_name,
+            "dtype": self._dtype_names[message.bucket],
             "stamp": message.stamp,
             "n": numbers,
         }
@@ -198,7 +219,7 @@ class Codec:
         header: bytes = _ARRAY_OF_2 + self._packer.pack(fields) + _BIN_32.pack(_BIN_32_CODE, length)
         if len(header) > MAX_HEADER_BYTES:
             raise ValueError(f"a header of {len(header)} bytes; every peer refuses more than {MAX_HEADER_BYTES}")
-        return [header, bytes_of(payload)]
+        return [header, bytes_of(payload if message.packed is None else message.packed)]
 
     def _numbers_to_send(self, message: Message) -> Mapping[str, Number]:
         """The message's numbers, in the types that are declared (an int is a float where a float is declared)."""
@@ -222,8 +243,8 @@ class Codec:
             frames: what a peer sent: any bytes in any number of frames.
 
         Returns:
-            A message whose payload is the memory of the second frame (see :func:`~rfast_zmq.wire.memory.tensor_of`),
-            all finite.
+            A message whose payload is the memory of the second frame (see :func:`~rfast_zmq.wire.memory.tensor_of`;
+            where it travels packed, ``packed`` is), all finite.
 
         Raises:
             Refused: the frames are not a well-formed message of this run; the reason is one of :data:`REASONS`.
@@ -239,10 +260,14 @@ class Codec:
         bucket = self._bucket(fields, payload)
         stamp = _stamp(fields["stamp"])
         _check_numbers(self._numbers[edge.graph], fields["n"])
-        tensor = tensor_of(payload, self._dtype_numpy)
+        packed = tensor_of(payload, _BYTES) if self._packed[bucket] else None
+        if packed is None:
+            tensor = tensor_of(payload, self._dtype_numpy)
+        else:
+            tensor = unpack(packed, self._sizes[bucket], self._packings[bucket])
         if not _is_finite(tensor):
             raise Refused("payload", f"bucket {bucket} of {edge.graph} from rank {edge.src} is not finite")
-        return Message(edge, bucket, stamp, tensor, fields["n"])
+        return Message(edge, bucket, stamp, tensor, fields["n"], packed)
 
     def _check_lengths(self, header: memoryview, payload: memoryview) -> None:
         if not 1 + _BIN_32.size < len(header) <= MAX_HEADER_BYTES:
@@ -272,8 +297,8 @@ class Codec:
             raise Refused("layout", f"{_show(fields['layout'])}, not {self._layout}")
         if not 0 <= bucket < len(self._sizes):
             raise Refused("bucket", f"{bucket} of {len(self._sizes)}")
-        if fields["dtype"] != self._dtype_name:
-            raise Refused("dtype", f"{_show(fields['dtype'])}, not {self._dtype_name}")
+        if fields["dtype"] != self._dtype_names[bucket]:
+            raise Refused("dtype", f"{_show(fields['dtype'])}, not {self._dtype_names[bucket]}")
         if len(payload) != self._bucket_bytes[bucket]:
             raise Refused("size", f"{len(payload)} bytes; bucket {bucket} has {self._bucket_bytes[bucket]}")
         return bucket
