@@ -170,12 +170,11 @@ class TreeBucket:
         self.own = Record()
         self.children = {j: Child() for j in children}
         self._parts: list[Tensor] = []
-        """What :meth:`total` summed last: as long as it is the same, so is the sum, and a repetition is the very same."""
+        """What :meth:`total` summed last: while that is the same, so is the sum, and a repetition is the very same."""
         self._sum: Tensor
 
     def total(self) -> tuple[Tensor | None, float, float, int]:
-        """S: (w·g, w, w·V, c) of the subtree, the set-aside children only by their c. ``g`` is a tensor of its own, or one
-        of the records'; never written to."""
+        """S: (w·g, w, w·V, c) of the subtree, the set-aside children only by their c. ``g`` is never written to."""
         records: list[Record] = [self.own, *(k for k in self.children.values() if not k.aside)]
         said = [r for r in records if r.g is not None]
         c = self.count()
