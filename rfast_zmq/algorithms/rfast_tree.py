@@ -48,12 +48,15 @@ from rfast_zmq.core.events import (
     RunGradient,
     SetAside,
 )
+from rfast_zmq.core.finite import is_finite
 from rfast_zmq.core.interface import NodeConfig
 from rfast_zmq.core.skeleton import SCALE_LEAST, Skeleton
 from rfast_zmq.core.slots import PATIENT
 
 ASIDE_ROUNDS = 10.0
 """K: a child whose count has not moved for so many rounds is set aside."""
+ASIDE_PACES = 4.0
+"""Nor before it could have been heard: so many C."""
 WEIGHT_LEAST = 1e-9
 """A record of less weight is none."""
 PACE_OF_ROUND = 1 / 8
@@ -71,8 +74,10 @@ ROUND_UNASKED = 0.5
 """The same where so much of a round has come in."""
 AHEAD_MOST = 1 / 16
 """The root begins its next gradient before it descends along its last, where that is so small a part of a round."""
-IDLE_PACES = 2.0
-"""τ_idle, as a multiple of C."""
+IDLE_PACES, IDLE_LEAST_S = 2.0, 1e-3
+"""τ_idle, as a multiple of C; and at least."""
+IDLE_UNKNOWN = 1 / 8
+"""τ_idle as a part of the time since the start, until a round's time is known: gradients may take long."""
 
 
 class Record:
@@ -115,6 +120,10 @@ class Record:
         if patience_s > 0.0:
             self.prompt += PROMPT_STEP * ((now - self._entered_s <= patience_s) - self.prompt)
         self._entered_s = now
+
+    def silent_s(self, now: float) -> float:
+        """How long ago something new was counted."""
+        return now - self._entered_s
 
     def awaited(self, now: float, patience_s: float) -> bool:
         """Nothing was heard since the last report left, but probably soon will be."""
@@ -197,12 +206,15 @@ class TreeBucket:
         records = (self.own, *(child for child in self.children.values() if not child.aside))
         return not any(record.awaited(now, patience_s) for record in records)
 
-    def look(self) -> bool:
-        """Set aside the children that do not move; True if there were such."""
+    def look(self, now: float, pace_s: float) -> bool:
+        """Set aside the children that do not move (which takes some C to be seen); True if there were such."""
         still = [
             child
             for child in self.children.values()
-            if child.g is not None and not (child.aside or child.final) and self.rounds - child.moved_at > ASIDE_ROUNDS
+            if child.g is not None
+            and not (child.aside or child.final)
+            and self.rounds - child.moved_at > ASIDE_ROUNDS
+            and child.silent_s(now) >= ASIDE_PACES * pace_s
         ]
         for child in still:
             child.aside = True
@@ -243,6 +255,8 @@ class RFastTree(Skeleton):
         self._listeners = pull.children[rank]
         self._hold_s: dict[int, float] = {}
         """Per child that is a leaf of the pull tree: until when it computes at the model it has."""
+        self._broken = False
+        """The root's step gave a model that is not finite: it takes no more, and the model of before is kept."""
         self._own_every_s = 0.0
         self._own_samples = self.config.global_batch
         """In its last gradient."""
@@ -340,7 +354,7 @@ class RFastTree(Skeleton):
             state.x, state.rounds = message.payload, bounded(numbers["P"])
             actions: list[Action] = [] if had or not self._ready() else [Ready()]
             actions += self._mark("W", b)
-            if state.look():
+            if state.look(now, self.pace_s):
                 actions += self._told_aside() + self._mark("A", b)
             return actions
         child, w, c = state.children[message.edge.src], bounded(numbers["w"]), int(numbers["c"])  # type: ignore[arg-type]
@@ -370,7 +384,7 @@ class RFastTree(Skeleton):
             return self._mark("A", b, paces=paces)
         if not self._closing.running:
             return []
-        actions = self._told_aside() if state.look() else []
+        actions = self._told_aside() if state.look(now, self.pace_s) else []
         if state.count() <= state.last:
             return actions
         much = state.count() - state.last >= ROUND_UNASKED * self.config.global_batch  # more than a round would be lost
@@ -383,7 +397,7 @@ class RFastTree(Skeleton):
         state = self._state[b]
         g, w, wv, c = state.total()
         f = min((c - state.last) / self.config.global_batch, 1.0)
-        if g is None or w <= 0.0 or f <= 0.0:
+        if g is None or w <= 0.0 or f <= 0.0 or self._broken:
             return
         state.last = c
         state.report_left()
@@ -403,7 +417,12 @@ class RFastTree(Skeleton):
         else:
             state.staleness = tau
             clip = None if self._norm is None else partial(self._norm.shrink, b)
-            state.x = descent.step(state.x, d, f, tau, self.config.rates(self.root_rounds), clip)
+            following = descent.step(state.x, d, f, tau, self.config.rates(self.root_rounds), clip)
+            if not is_finite(following):  # nobody would take it, nor the stop that rides with it
+                self._broken, self._descent[b] = True, None
+                self._in_trouble()
+                return
+            state.x = following
         state.rounds += f
         self.root_rounds = min(s.rounds for s in self._state)
 
@@ -437,7 +456,11 @@ class RFastTree(Skeleton):
         return sum(state.staleness for state in self._state) / self.buckets
 
     def _idle_s(self) -> float:
-        return max(IDLE_PACES * self.pace_s, 1e-3)
+        if self.pace_s > 0.0:
+            return max(IDLE_PACES * self.pace_s, IDLE_LEAST_S)
+        if self.round_s > 0.0:
+            return max(IDLE_PACES * PACE_OF_ROUND * self.round_s, IDLE_LEAST_S)
+        return max(IDLE_UNKNOWN * self.waited_s, IDLE_LEAST_S)
 
     def export(self) -> tuple[Tensor, ...] | None:
         """At the root θ, the plain iterate; elsewhere the newest model heard."""

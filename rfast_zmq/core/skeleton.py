@@ -42,6 +42,8 @@ from rfast_zmq.core.packing import PACKINGS, Packer
 
 SCALE_LEAST = 1e-12
 """The identity's error is told relative to the largest gradient, or to this where an optimum leaves none."""
+CLOSING_PACE_S = 1.0
+"""While a run closes, an edge with news need not wait for longer."""
 RESEND_LEAST_S = 0.02
 """While a run closes, idle edges repeat themselves at most this often."""
 
@@ -75,6 +77,7 @@ class Skeleton(Algorithm):
         self._packer = None if config.packing == PACKINGS[0] else Packer(config.packing)
         self._packed = [packing != PACKINGS[0] for packing in config.packings]
         self._left = False
+        self._started_s = self._last_s = 0.0
         self.round_s = 0.0
         """Seconds of a round as the root measured them (0.0: unknown)."""
         self.root_pace_s = 0.0
@@ -130,6 +133,7 @@ class Skeleton(Algorithm):
         return {"final": bool, **COUNT_NUMBERS}
 
     def handle(self, event: Event) -> list[Action]:
+        self._last_s = event.now
         match event:
             case Received(now, message):
                 actions = self._receive(message, now)
@@ -140,6 +144,7 @@ class Skeleton(Algorithm):
             case GradientReady():
                 actions = self._take_gradient(event)
             case Started(now):
+                self._started_s = now
                 actions = self._started(now)
             case PeerLeft(now, rank):
                 self._closing.left(rank)
@@ -181,9 +186,13 @@ class Skeleton(Algorithm):
 
     @property
     def pace_s(self) -> float:
-        if self.config.pace_s is not None:
-            return self.config.pace_s
-        return self.root_pace_s
+        pace_s = self.root_pace_s if self.config.pace_s is None else self.config.pace_s
+        return pace_s if self._closing.running else min(pace_s, CLOSING_PACE_S)
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds from the start to the last event."""
+        return self._last_s - self._started_s
 
     def census(self) -> Count:
         """What is known of this node's subtree (at the root: of the run)."""

@@ -40,7 +40,7 @@ class Gradient:
         loss: mean over the samples; None: not known.
         samples: how many.
         finite: whether all of it is.
-        seconds: it took.
+        seconds: it took; where speeds are emulated, what it was to take.
     """
 
     rounds: tuple[float, ...]
@@ -166,7 +166,6 @@ class Gradients:
         """On the loop."""
         self.busy = busy
         if isinstance(found, Gradient):
-            self._recent_s.append(found.seconds)
             if self._offered and not busy:  # just too late for the thread to see
                 self._begin()
         self._done.append(found)
@@ -179,6 +178,7 @@ class Gradients:
         settings, began_s = self._settings, time.perf_counter()
         gradient, loss, samples = self._worker.gradient(action.model, settings.report)
         finite = all_finite(loss, gradient)
+        took_s = time.perf_counter() - began_s
         drawn_s = self._speeds.seconds(self._worker.rank, self._samples, samples, settings.share)
         self._samples += samples
         self._cpu_s = time.thread_time()
@@ -187,4 +187,5 @@ class Gradients:
             self._overslept_s = 0.0
             if (wait_s := end_s - time.perf_counter()) > 0 and not self._halt.wait(wait_s):
                 self._overslept_s = time.perf_counter() - end_s
-        return Gradient(action.rounds, gradient, loss, samples, finite, time.perf_counter() - began_s)
+        self._recent_s.append(time.perf_counter() - began_s)
+        return Gradient(action.rounds, gradient, loss, samples, finite, max(took_s, drawn_s or 0.0))

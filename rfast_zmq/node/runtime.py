@@ -331,8 +331,8 @@ class Node:
             if self.is_root and status.trouble >= 0 and not status.stopping:
                 self.trouble = status.trouble
                 self._watcher.say(
-                    f"{self._called(status.trouble)}: its loss is no longer finite at round {status.rounds:.1f}:"
-                    " the run ends; try a lower --lr"
+                    f"{self._called(status.trouble)}: its loss or model is no longer finite at round"
+                    f" {status.rounds:.1f}: the run ends; try a lower --lr"
                 )
                 self._tell(StopWanted(now))
 
@@ -414,7 +414,7 @@ class Node:
         model = self.algorithm.export()
         if model is None:
             return None
-        if self.trouble >= 0 or not all(is_finite(t) for t in model):
+        if self.is_root and (self.trouble >= 0 or not all(is_finite(t) for t in model)):
             model = self._scorer.good_model
         return None if model is None else self.worker.state_dict(model)
 

@@ -286,7 +286,7 @@ class Simulator:
         trouble = self.root.algorithm.status().trouble
         if trouble >= 0 and not self._troubled:
             self._troubled = True
-            self._say(f"{self.plan.topology.called(trouble)}: the loss is not a finite number")
+            self._say(f"{self.plan.topology.called(trouble)}: its loss or model is not a finite number")
             self._at(self.now, lambda: self._tell(self.root, StopWanted(self.now)))
 
     def _evaluate(self) -> None:

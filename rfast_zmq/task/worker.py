@@ -138,7 +138,10 @@ class Worker:
             TaskError: the user's code raised.
         """
         with self._users_code():
-            return float(self.task.lr_schedule(rounds))
+            factor = float(self.task.lr_schedule(rounds))
+            if not isfinite(factor):
+                raise ValueError(f"lr_schedule({rounds:.6g}) gave {factor}; it must be a number")
+            return factor
 
     def evaluate(self, model: Sequence[Tensor]) -> dict[str, float]:
         """The task's scores of ``model`` (per bucket a 1-D float32 tensor); empty if it has none.

@@ -523,6 +523,19 @@ def test_a_child_whose_count_has_not_moved_for_10_rounds_is_set_aside_once() -> 
     assert solo.node.status().set_aside == (1,)
 
 
+def test_nobody_is_set_aside_who_could_not_have_been_heard_yet() -> None:
+    """A pace of 3 s, and twelve rounds in two of them."""
+    solo = root(optimizer="sgd", lr=0.01, pace_s=3.0)
+    said = solo.hear("A", 1, [1.0], w=1.0, wV=0.0, c=4)
+    for k in range(1, 25):
+        solo.now = k / 12
+        said += solo.hear("A", 2, [1.0], w=1.0, wV=0.0, c=k * BATCH)
+    assert solo.node.rounds >= 12
+    assert not any(isinstance(a, SetAside) for a in said)
+    solo.now = 12.0
+    assert SetAside(1) in solo.hear("A", 2, [1.0], w=1.0, wV=0.0, c=25 * BATCH)
+
+
 def test_set_aside_its_gradient_weight_and_version_leave_the_sum_and_its_count_stays() -> None:
     solo, _ = silent_child(12)
     g, w, wv, c = solo.node._state[0].total()
@@ -735,6 +748,24 @@ def test_9_an_idle_edge_says_its_newest_again_after_twice_the_pace_unless_told_o
     assert torch.equal(again.payload, first.payload)
 
 
+def test_9_until_a_rounds_time_is_known_an_edge_repeats_itself_more_and_more_seldom() -> None:
+    """Gradients may take minutes: an edge of 1 ms would have said the first model 10^5 times by then."""
+    solo, times = root(), []
+    while solo.now < 100.0:
+        times.append(solo.now)
+        solo.say("W", 1)
+        solo.now += solo.node.resend_s
+    assert len(times) < 100
+    assert times[1] == pytest.approx(1e-3)
+
+
+def test_while_a_run_closes_an_edge_with_news_speaks_within_a_second() -> None:
+    solo = inner(pace_s=1000.0)
+    assert solo.node.pace_s == 1000.0
+    solo.hear("W", 0, [0.0], phase=1)
+    assert solo.node.pace_s == 1.0
+
+
 def test_9_while_a_run_closes_edges_repeat_themselves_whatever_was_asked_for() -> None:
     solo = inner(resend_s=1000.0, pace_s=0.0)
     solo.hear("W", 0, [0.0], phase=1)
@@ -837,3 +868,19 @@ def test_absurd_numbers_of_a_peer_leave_the_model_finite(absurd: float) -> None:
     below.gradient([1.0])
     spoken = below.say("A", 0)
     assert all(isfinite(v) for v in spoken.numbers.values() if isinstance(v, float))
+
+
+@pytest.mark.parametrize("rate", [float("nan"), float("inf"), 1e300])
+def test_a_step_to_a_model_that_is_not_finite_is_not_taken_and_the_run_is_in_trouble(rate: float) -> None:
+    """Nobody would take such a model, nor the stop that rides with it."""
+    solo = root(optimizer="momentum", group_rates=lambda rounds: [(0.1 if rounds < 1 else rate, 0.0)])
+    solo.hear("A", 1, [1.0], w=1.0, wV=0.0, c=BATCH)
+    before = solo.say("W", 1).payload
+    for k in range(2, 6):
+        solo.hear("A", 1, [1e10], w=1.0, wV=0.0, c=k * BATCH)
+    said = solo.say("W", 1)
+    assert torch.equal(said.payload, before)
+    assert solo.node.status().trouble == 0
+    assert isfinite(solo.theta[0])
+    solo.tell(StopWanted)
+    assert solo.say("W", 2).numbers["phase"] == 1
