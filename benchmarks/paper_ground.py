@@ -25,11 +25,13 @@ GRID = {
 }
 
 
-def time_to_target(what: str, lr: float, straggler: tuple[str, ...], split: str, seed: int, data: str) -> float | None:
+def time_to_target(
+    what: str, straggler: tuple[str, ...], split: str, compute: str, data: str, *, lr: float, seed: int
+) -> float | None:
     """Virtual seconds to the target, None if it was not reached."""
     settings: dict[str, Any] = {
         "nodes": NODES, "split": split, "global_batch": BATCH, "optimizer": "sgd", "lr": lr, "target": TARGET,
-        "samples": 90_000, "compute": "constant:0.1", "straggler": straggler, "data": data, "seed": seed,
+        "samples": 90_000, "compute": compute, "straggler": straggler, "data": data, "seed": seed,
         "task_options": {"model": "logreg"},
     }  # fmt: skip
     if what == "synchronous":
@@ -52,18 +54,21 @@ def time_to_target(what: str, lr: float, straggler: tuple[str, ...], split: str,
 def main() -> None:
     parser = arguments(__doc__, 5)
     parser.add_argument("--split", default="label")
+    parser.add_argument("--compute", default="constant:0.1")
+    parser.add_argument("--only", nargs="+", default=list(GRID), choices=list(GRID), help="these beside synchronous")
     args = parser.parse_args()
     rows, found = [], []
     for straggler in ((), ("5:5",)):
         speeds = "one 5× straggler" if straggler else "even"
         best: dict[str, tuple[float, list[float | None]]] = {}
         for what, grid in GRID.items():
-            tuned = {
-                lr: time_to_target(what, lr, straggler, args.split, args.first_seed + 1000, args.data) for lr in grid
-            }
+            if what not in ("synchronous", *args.only):
+                continue
+            fixed = what, straggler, args.split, args.compute, args.data
+            tuned = {lr: time_to_target(*fixed, lr=lr, seed=args.first_seed + 1000) for lr in grid}
             lr = min(grid, key=lambda lr: tuned[lr] or float("inf"))
             tell(f"{speeds}, {what}: lr {lr} of {tuned}")
-            times = [time_to_target(what, lr, straggler, args.split, seed, args.data) for seed in seeds_of(args)]
+            times = [time_to_target(*fixed, lr=lr, seed=seed) for seed in seeds_of(args)]
             best[what] = lr, times
         for what, (lr, times) in best.items():
             faster = [ratio(b, a) for a, b in zip(times, best["synchronous"][1], strict=True)]

@@ -165,9 +165,8 @@ class Gradients:
     def _settle(self, found: Gradient | BaseException, busy: bool) -> None:
         """On the loop."""
         self.busy = busy
-        if isinstance(found, Gradient):
-            if self._offered and not busy:  # just too late for the thread to see
-                self._begin()
+        if isinstance(found, Gradient) and self._offered and not busy:  # just too late for the thread to see
+            self._begin()
         self._done.append(found)
         self._news()
 

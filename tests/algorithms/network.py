@@ -323,6 +323,7 @@ def codec_of(algorithm: Algorithm) -> Codec:
         dtype=layout.dtype,
         in_edges=algorithm.in_edges,
         numbers={"W": algorithm.numbers("W"), "A": algorithm.numbers("A")},
+        packings=algorithm.config.packings,
     )
 
 
@@ -330,8 +331,8 @@ def digest(t: Tensor) -> int:
     return crc32(t.detach().contiguous().numpy().tobytes())
 
 
-NOT_STATE = ("config", "_stale")
-"""What is no part of a node's state: what it was told at the start, and the count of what it dropped."""
+NOT_STATE = ("config", "_stale", "_last_s")
+"""What is no part of a node's state: what it was told at the start, the count of what it dropped, what time it is."""
 
 
 def leaves(value: object, path: str = "") -> list[tuple[str, object]]:
