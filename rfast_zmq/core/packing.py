@@ -105,7 +105,7 @@ class Packer:
         """By key, what was said last less what was meant."""
 
     def say(self, key: Hashable, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Pack ``values``; the very same tensor again is said as it was.
+        """Pack ``values``; the same again is a repetition, and said as it was.
 
         Args:
             key: whose error.
@@ -115,7 +115,7 @@ class Packer:
             (packed, the coordinates that it stands for).
         """
         before = self._said.get(key)
-        if before is not None and before[0] is values:
+        if before is not None and (before[0] is values or torch.equal(before[0], values)):
             return before[1], before[2]
         error = self._error.get(key)
         meant = values if error is None else values + error
