@@ -70,6 +70,7 @@ class Progress(Observer):
         self._reports: dict[int, Mapping[str, Any]] = {}
         self._bytes_per_s: dict[int, float] = {}
         self._samples_per_s = 0.0
+        self._rescued: Mapping[str, Tensor] | None = None
         self._started = False
         self._next_line_s = time.monotonic() + LINE_S
         self._next_look_s = 0.0
@@ -141,12 +142,16 @@ class Progress(Observer):
 
     # -------------------------------------------------------------------------------------- what is saved of a failure
 
+    def rescued(self, model: Mapping[str, Tensor]) -> None:
+        self._rescued = model
+
     def save(self, model: Mapping[str, Tensor] | None = None) -> None:
         """Metrics so far, of a run that began and will give no more; where they cannot be written, nothing.
 
         Args:
-            model: the newest there is, to be kept with them.
+            model: the newest there is, to be kept with them; None: what :meth:`rescued` was told.
         """
+        model = self._rescued if model is None else model
         if self.folder is not None and self._started:
             try:
                 self.folder.metrics(self.points)
@@ -156,6 +161,8 @@ class Progress(Observer):
                     self.folder.model(model)
             except OSError:
                 return
+            where = self.folder.path / "model.safetensors"
+            self.say("no model could be saved" if model is None else f"the newest model is kept: {where}")
 
     # -------------------------------------------------------------------------------------- what is shown
 

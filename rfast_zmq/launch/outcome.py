@@ -87,6 +87,9 @@ class Observer:
     def say(self, line: str) -> None:
         """A line for a person."""
 
+    def rescued(self, model: Mapping[str, Tensor]) -> None:
+        """The run failed, and this is the newest model that it had: the module's ``state_dict``."""
+
 
 def _add(into: dict[str, int], more: Mapping[str, int]) -> None:
     for name, times in more.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,10 @@ MNIST = str(ROOT / "nodes" / "mnist.py")
 HOSTS = str(ROOT / "topologies" / "two-hosts.toml")
 
 RAISES = """
+import os
+import signal
+import sys
+
 import torch
 from rfast_zmq import Task, main
 
@@ -38,11 +43,16 @@ class Raises(Task):
     def training_step(self, model, batch):
         self.raise_at("step")
         self.steps += 1
+        if self.option("where") == "killed" and self.rank == 0 and self.steps > 20:
+            os.kill(os.getpid(), signal.SIGKILL)
         loss = (model(batch[0]) - batch[1]).square().mean()
         return loss * float("nan") if self.option("where") == "nan" and self.rank == 1 and self.steps > 20 else loss
 
     def evaluate(self, model):
         return {"loss": 1.0, "accuracy": 0.5}
+
+    def on_stop(self):
+        self.raise_at("stop")
 
 main(Raises)
 """
@@ -197,13 +207,34 @@ def test_a_task_that_raises_is_shown_with_its_own_traceback_and_the_rank(
     assert "rfast_zmq/" not in said  # whoever reads it wrote none of that
 
 
-def test_a_task_that_raises_in_its_process(task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert status_of(["run", task, "--nodes", "2", "--where", "step", "--out", str(tmp_path / "out"), "--json"]) == 2
+@pytest.mark.parametrize("place", ["step", "stop"])
+def test_a_task_that_raises_in_its_process_and_the_model_that_the_root_has(
+    place: str, task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert status_of(["run", task, "--nodes", "2", "--where", place, "--out", str(out), "--json"]) == 2
     said = capsys.readouterr()
     assert said.out == ""
     assert "raises.py" in said.err
-    assert said.err.endswith("rfast: rank 1: the task raised ValueError: this step is bad\n")
-    assert (tmp_path / "out" / "config.json").exists()
+    assert f"the newest model is kept: {out / 'model.safetensors'}\n" in said.err
+    assert said.err.endswith(f"rfast: rank 1: the task raised ValueError: this {place} is bad\n")
+    assert (out / "config.json").exists()
+    assert (out / "model.safetensors").exists()
+
+
+def test_a_root_that_is_killed_leaves_no_model_and_a_status(
+    task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    argv = ["run", task, "--nodes", "2", "--where", "killed", "--samples", "1000000", "--compute", "constant:0.05"]
+    assert status_of([*argv, "--out", str(out), "--json"]) == 1
+    said = capsys.readouterr()
+    assert said.err.splitlines()[-1] == (
+        "rfast: node 0, the root, died: no model could be saved; the other results are kept"
+    )
+    assert json.loads(said.out)["missing"] == [0]
+    assert (out / "result.json").exists()
+    assert not (out / "model.safetensors").exists()
 
 
 def test_a_file_that_raises_when_imported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

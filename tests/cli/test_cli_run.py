@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import shutil
 import signal
@@ -171,10 +172,11 @@ def test_one_node_of_a_topology_with_endpoints(tmp_path: Path, capsys: pytest.Ca
     assert there >= {"config.json", "metrics.jsonl", "model.safetensors", "result.json", "curve.png", "topology.png"}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("number", "to_all"), [(signal.SIGINT, False), (signal.SIGTERM, True)])
 def test_ctrl_c_or_sigterm_ends_a_run_in_order_saves_the_model_and_leaves_nothing(
-    tmp_path: Path, number: signal.Signals
+    tmp_path: Path, number: signal.Signals, to_all: bool
 ) -> None:
+    """To the command alone, or to all processes of the run, as a terminal and ``timeout`` do."""
     scratch, saved = Path(tempfile.mkdtemp(prefix="rc-")), tmp_path / "saved"  # short: sockets lie in it
     try:
         argv = ["run", "nodes/quadratic.py", "--nodes", "2", "--samples", "100000000", "--compute", "constant:0.05"]
@@ -192,7 +194,7 @@ def test_ctrl_c_or_sigterm_ends_a_run_in_order_saves_the_model_and_leaves_nothin
                 if re.search(r"samples .*\bround \d", line):  # the first line of progress: the run goes on
                     assert sys.platform != "linux" or len(in_session(process.pid)) >= 3  # the command and the nodes
                     assert list(scratch.glob("rfast-*"))
-                    process.send_signal(number)
+                    (os.killpg if to_all else os.kill)(process.pid, number)
                     break
             rest, err = process.communicate(timeout=60)
         assert process.returncode == 130, err
@@ -207,6 +209,60 @@ def test_ctrl_c_or_sigterm_ends_a_run_in_order_saves_the_model_and_leaves_nothin
         assert left == {}
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def test_ctrl_c_while_the_nodes_start_ends_quietly_and_leaves_nothing() -> None:
+    """A terminal sends it to all processes of the run, which are importing torch then."""
+    scratch = Path(tempfile.mkdtemp(prefix="rc-"))
+    try:
+        with subprocess.Popen(
+            [sys.executable, "-u", "-m", "rfast_zmq", "run", "nodes/quadratic.py", "--nodes", "2"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "TMPDIR": str(scratch)},
+            start_new_session=True,
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith("starting ")
+            end = time.monotonic() + 10.0
+            while not any("forkserver" in command for command in in_session(process.pid).values()):
+                assert time.monotonic() < end
+                time.sleep(0.005)
+            os.killpg(process.pid, signal.SIGINT)
+            _, err = process.communicate(timeout=60)
+        assert (process.returncode, err) == (130, "rfast: interrupted\n")
+        assert list(scratch.glob("rfast-*")) == []
+        end = time.monotonic() + 10.0
+        while (left := in_session(process.pid)) and time.monotonic() < end:
+            time.sleep(0.02)
+        assert left == {}
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def test_a_terminal_that_is_closed_ends_a_run_in_order(tmp_path: Path) -> None:
+    """SIGHUP to all processes of the run, and nothing can be written to the terminal any more."""
+    pid, terminal = pty.fork()
+    if pid == 0:  # the terminal is this process's own
+        os.chdir(ROOT)
+        argv = ["run", "nodes/quadratic.py", "--nodes", "2", "--samples", "100000000", "--compute", "constant:0.05"]
+        os.execv(sys.executable, [sys.executable, "-m", "rfast_zmq", *argv, "--out", str(tmp_path)])
+    seen, end, status = b"", time.monotonic() + 60.0, None
+    while b"staleness" not in seen and time.monotonic() < end:
+        seen += os.read(terminal, 4096)
+    os.close(terminal)
+    while status is None and time.monotonic() < end:
+        ended, how = os.waitpid(pid, os.WNOHANG)
+        status = os.waitstatus_to_exitcode(how) if ended else None
+        time.sleep(0.02)
+    if status is None:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert status == 130
+    assert (tmp_path / "model.safetensors").exists()
+    assert json.loads((tmp_path / "result.json").read_text())["missing"] == []
 
 
 def in_session(leader: int) -> dict[int, str]:
