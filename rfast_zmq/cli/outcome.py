@@ -13,7 +13,7 @@ from rich.text import Text
 from rfast_zmq import plotting
 from rfast_zmq.assembly import Plan
 from rfast_zmq.cli import FAILED, INTERRUPTED, USAGE
-from rfast_zmq.cli.progress import make_console, size, slow_node
+from rfast_zmq.cli.progress import RUN_FILES, make_console, size, slow_node
 from rfast_zmq.errors import RfastError, UsageError
 from rfast_zmq.launch import Run
 from rfast_zmq.results import RunFolder
@@ -226,8 +226,7 @@ def _nodes(outcome: Outcome) -> Table:
 
 
 def _where(folder: RunFolder, pictures: list[Path], console: Console) -> None:
-    files = ["config.json", "topology.toml", "metrics.jsonl", "nodes.jsonl", "baseline.jsonl", "model.safetensors"]
-    there = [name for name in [*files, "result.json"] if (folder.path / name).exists()]
+    there = [name for name in RUN_FILES if not name.endswith(".png") and (folder.path / name).exists()]
     console.print()
     console.print(Text(f"files in {folder.path}: {', '.join(there)}"), soft_wrap=True)
     if pictures:

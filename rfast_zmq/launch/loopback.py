@@ -26,7 +26,7 @@ from torch import Tensor
 from rfast_zmq.algorithms import algorithm
 from rfast_zmq.assembly import Plan
 from rfast_zmq.errors import RfastError, TaskError, UsageError
-from rfast_zmq.launch.outcome import Observer, Run
+from rfast_zmq.launch.outcome import Observer, Run, check_target
 from rfast_zmq.launch.process import ENDING_SIGNALS, MODEL, Orders, leave_terminal, node_process, terminals
 from rfast_zmq.transport import Addresses
 
@@ -128,7 +128,7 @@ class _Loopback:
         nodes = self.plan.topology.nodes
         addresses, run_id = Addresses.ipc(folder, nodes), secrets.token_hex(8)
         if sys.platform == "linux":
-            with _signals_held():
+            with _signals_held(), _temporary(folder.parent):
                 forkserver.ensure_running()
         for rank in range(nodes):
             self._mind_interrupts()
@@ -179,6 +179,11 @@ class _Loopback:
                 content.bytes_sent = sum(c.last["bytes_sent"] for c in self.children if c.last is not None)
                 self.out.points.append(content)
                 self.observer.point(content)
+                if len(self.out.points) == 1:
+                    try:
+                        check_target(self.plan, content)
+                    except UsageError as error:
+                        self._failed(error)
             case "say":
                 self._say(content)
             case "done":
@@ -336,13 +341,23 @@ def _folder(nodes: int) -> Path:
     Raises:
         UsageError: there is none.
     """
-    most = SOCKET_PATH_MAX - len(f"/rfast-xxxxxxxx/{nodes - 1}.W")
+    most = SOCKET_PATH_MAX - max(len(f"/rfast-xxxxxxxx/{nodes - 1}.W"), len("/pymp-xxxxxxxx/listener-xxxxxxxx"))
     for parent in (tempfile.gettempdir(), "/tmp"):
         if len(os.fsencode(parent)) <= most and os.access(parent, os.W_OK | os.X_OK):
             return Path(tempfile.mkdtemp(prefix="rfast-", dir=parent))
     raise UsageError(
         f"TMPDIR {tempfile.gettempdir()}: too long for the path of a Unix socket; give a folder of at most {most} bytes"
     )
+
+
+@contextmanager
+def _temporary(folder: Path) -> Iterator[None]:
+    """Let multiprocessing put its socket there: what TMPDIR says may be too long."""
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 def _saved(folder: Path) -> dict[str, Tensor] | None:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from rfast_zmq.assembly import Plan
+from rfast_zmq.errors import UsageError
 from rfast_zmq.results import NodePoint, Point, Result
 
 
@@ -70,6 +71,20 @@ class Run:
             _add(result.faults, s.get("faults", {}))
             own = {name: s.get(name, 0) for name in ("gradients", "pace", "cpu_s", "memory_bytes")}
             result.per_node.append({"rank": rank, "samples": s.get("own_samples", 0), **own})
+
+
+def check_target(plan: Plan, point: Point) -> None:
+    """Hold the first evaluation against what is to end the run.
+
+    Raises:
+        UsageError: nothing would.
+    """
+    settings = plan.settings
+    if settings.target is not None and settings.samples is None and point.accuracy is None:
+        raise UsageError(
+            f"--target {settings.target:g}: the task's evaluate() gives no accuracy, so nothing would end the run;"
+            " give --samples, or an accuracy"
+        )
 
 
 class Observer:

@@ -20,7 +20,7 @@ import torch
 from rfast_zmq.assembly import Plan
 from rfast_zmq.errors import RfastError, UsageError
 from rfast_zmq.launch.memory import keep_freed_memory
-from rfast_zmq.launch.outcome import Observer, Run
+from rfast_zmq.launch.outcome import Observer, Run, check_target
 from rfast_zmq.launch.process import ENDING_SIGNALS, leave_terminal, run_loop, terminals
 from rfast_zmq.node import Node
 from rfast_zmq.results import Point
@@ -82,6 +82,7 @@ class _Here:
     """Passes what happens on to the observer, and keeps it."""
 
     def __init__(self, plan: Plan, rank: int, observer: Observer) -> None:
+        self.plan = plan
         self.out, self.rank, self.observer = Run(plan.result(simulated=False)), rank, observer
         self._t0 = time.monotonic()
 
@@ -96,6 +97,8 @@ class _Here:
     def point(self, point: Point) -> None:
         self.out.points.append(point)
         self.observer.point(point)
+        if len(self.out.points) == 1:
+            check_target(self.plan, point)
 
     def say(self, line: str) -> None:
         self.out.said.append((time.monotonic() - self._t0, line))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -277,6 +278,50 @@ def in_session(leader: int) -> dict[int, str]:
         if int(fields_of[3]) == leader and fields_of[0] != "Z":
             found[int(stat.parent.name)] = command
     return found
+
+
+def test_an_earlier_runs_files_are_put_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["simulate", QUADRATIC, "--nodes", "2", "--samples", "300", "--out", str(tmp_path)]
+    main([*argv, "--baseline"])
+    capsys.readouterr()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert {"config.json", "baseline.jsonl", "model.safetensors", "curve.png"} <= set(before)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(SystemExit):
+        main([*argv, "--seed", "1", "--require", "1"])
+    said = capsys.readouterr().out
+    assert f"the earlier run's files in {tmp_path} are now in {tmp_path / 'before-1'}\n" in said
+    assert {path.name: path.read_bytes() for path in (tmp_path / "before-1").iterdir()} == before
+    assert not (tmp_path / "baseline.jsonl").exists()
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    with pytest.raises(SystemExit):
+        main([*argv, "--nodes", "0"])  # never began
+    assert not (tmp_path / "before-2").exists()
+    main([*argv, "--seed", "2"])
+    assert json.loads((tmp_path / "before-2" / "config.json").read_text())["settings"]["seed"] == 1
+    assert json.loads((tmp_path / "config.json").read_text())["settings"]["seed"] == 2
+
+
+def test_a_temporary_folder_with_a_path_too_long_for_sockets(tmp_path: Path) -> None:
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    argv = ["run", "nodes/quadratic.py", "--nodes", "2", "--samples", "300", "--json"]
+    assert json.loads(rfast(*argv, env={"TMPDIR": str(long)}).splitlines()[-1])["missing"] == []
+
+
+def test_a_schedule_from_standard_input(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    schedule = ROOT / "tests" / "scenarios" / "ring-late-backwards-twice.json"
+    main(["replay", str(schedule)])
+    expected = capsys.readouterr().out
+    monkeypatch.setattr(sys, "stdin", io.StringIO(schedule.read_text()))
+    main(["replay", "-"])
+    assert capsys.readouterr().out == expected
+
+
+def test_whole_numbers_in_any_form(capsys: pytest.CaptureFixture[str]) -> None:
+    for text in ("12", "0xc", "1.2e1", "12.0"):
+        main(["topology", "line", "--nodes", text])
+        assert re.search(r"^nodes +12 *$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_light_verbs_do_not_wait_for_torch() -> None:
