@@ -58,10 +58,14 @@ class Plan:
         check_split(settings.split)
         clips, packs = settings.clip_norm is not None, settings.wire != DEFAULT_WIRE
         algorithm(settings.algorithm, settings.optimizer, clips=clips, packs=packs)
+        for straggler in settings.straggler:
+            if ":" not in straggler:
+                raise UsageError(f"--straggler {straggler}: must be RANK:FACTOR, as 0:5")
         speeds = Speeds.parse(settings.compute, settings.straggler, topology.nodes, settings.seed)
         faults = Faults(drop=settings.drop, duplicate=settings.duplicate, reorder=settings.reorder, seed=settings.seed)
         if settings.data is not None and not Path(settings.data).is_file():
-            raise UsageError(f"--data {settings.data}: no such file; give the path of the task's data file")
+            what = "a folder" if Path(settings.data).is_dir() else "no such file"
+            raise UsageError(f"--data {settings.data}: {what}; give the path of the task's data file")
         return cls(chosen, source, settings, topology, speeds, faults)
 
     def worker(self, rank: int) -> Worker:
@@ -130,9 +134,11 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
+        device: torch.device | None = torch.device(name)
     except RuntimeError:
-        raise UsageError(f"--device {name}: cpu, cuda, cuda:0, … or auto") from None
+        device = None
+    if device is None or device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
+        raise UsageError(f"--device {name}: cpu, cuda, cuda:0, … or auto")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices; use cpu or auto")
     return device

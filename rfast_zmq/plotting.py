@@ -184,7 +184,7 @@ def _paces(axes: Axes, run: _Run, end_s: float) -> None:
             x, y, color=SLOW if is_slow else OTHERS, linewidth=1.8 if is_slow else 1.0, zorder=3 if is_slow else 2
         )
     axes.set_xlim(0, end_s * 1.02)
-    top = max((value for _, y in lines.values() for value in y), default=1.0)
+    top = max((value for _, y in lines.values() for value in y), default=0.0) or 1.0  # all are 0 before a gradient
     axes.set_ylim(0, top * 1.22)
     for group in _alike(slow, means)[:NAMED_MAX]:
         factor = middle / means[group[0]] if means[group[0]] > 0 else float("inf")

@@ -23,6 +23,7 @@ DEFAULTS: dict[str, Any] = {
     "split": "iid",
 }
 DEFAULT_NODES = 7
+SEED_MAX = 2**63 - 1
 WIRES = ("float32", "bf16", "int8")
 OPTIMIZERS = ("nadam", "adam", "sgd", "momentum", "nesterov")
 
@@ -147,6 +148,15 @@ class Settings:
         return self.report_batch or max(1, round(self.share / 8))
 
 
+def check_seed(seed: int) -> None:
+    """
+    Raises:
+        UsageError: a seed that torch does not take.
+    """
+    if not 0 <= seed <= SEED_MAX:
+        raise UsageError(f"--seed {seed}: must be 0 or more, at most {SEED_MAX}")
+
+
 def _check(s: Settings) -> None:
     def need(ok: bool, flag: str, value: object, would_do: str) -> None:
         if not ok:
@@ -174,4 +184,4 @@ def _check(s: Settings) -> None:
         value = getattr(s, flag)
         need(0 <= value < 1, flag, value, "a probability: at least 0 and below 1")
     need(s.wire in WIRES, "wire", s.wire, f"one of {', '.join(WIRES)}")
-    need(s.seed >= 0, "seed", s.seed, "must be 0 or more")
+    check_seed(s.seed)

@@ -14,6 +14,14 @@ from rfast_zmq.errors import UsageError
 from rfast_zmq.topology import build, to_toml
 
 
+def test_a_run_that_ended_before_any_gradient(tmp_path: Path) -> None:
+    """Without a warning: here they are errors."""
+    write(tmp_path, points=2)
+    rows = [{"time_s": 0.5, "rank": rank, "samples": 0, "pace": 0.0} for rank in range(4)]
+    (tmp_path / "nodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert len(plotting.pictures(tmp_path)) == 2
+
+
 def write(folder: Path, *, accuracy: bool = True, baseline: bool = False, points: int = 40, nodes: int = 4) -> None:
     """The folder of a made-up run."""
     names = [f"host ${i}" for i in range(nodes)]

@@ -14,9 +14,31 @@ from rfast_zmq.settings import Settings
 from rfast_zmq.topology import is_file
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cyclopts import Token
+
     from rfast_zmq.assembly import Plan
     from rfast_zmq.task import Task
 
+
+def _whole(_: object, tokens: Sequence[Token]) -> int:
+    token = tokens[0]
+    try:
+        return int(token.value, 0)  # 0x10 and 10_000 too
+    except ValueError:
+        pass
+    try:
+        value = float(token.value)  # 1e6
+        if value == int(value):
+            return int(value)
+    except (ValueError, OverflowError):
+        pass
+    raise UsageError(f"{token.keyword} {token.value}: must be a whole number, such as 7")
+
+
+WHOLE = Parameter(converter=_whole)
+"""Of a flag that takes an integer: nothing is rounded."""
 _RUN = Parameter(group=Group("The run", sort_key=1))
 _LEARNING = Parameter(group=Group("Learning", sort_key=2))
 _TIMES = Parameter(group=Group("Emulated machines and links, and the pace of messages", sort_key=3))
@@ -36,7 +58,7 @@ Config = Annotated[
 class Flags:
     """One field a field of :class:`Settings` (but for the task's own options); None: not given."""
 
-    nodes: Annotated[int | None, _RUN] = None
+    nodes: Annotated[int | None, _RUN, WHOLE] = None
     """Number of nodes. Default: those of the topology's file, or 7."""
     topology: Annotated[str | None, _RUN] = None
     """binary-tree, line, star, ring, exponential, mesh, complete, random:K, or a TOML file. Default: binary-tree."""
@@ -44,7 +66,7 @@ class Flags:
     """rfast-tree, or rfast: Algorithm 1 as published. Default: rfast-tree."""
     split: Annotated[str | None, _RUN] = None
     """How the samples are dealt to the nodes: iid, label or dirichlet:ALPHA. Default: the task's own, or iid."""
-    samples: Annotated[int | None, _RUN] = None
+    samples: Annotated[int | None, _RUN, WHOLE] = None
     """End after so many samples of all nodes together. Default: the task's own; if it has none, the run goes on until
     --target or Ctrl-C (a simulation must have one)."""
     target: Annotated[float | None, _RUN] = None
@@ -63,9 +85,9 @@ class Flags:
     """Decoupled weight decay. Default: the task's own, or 0."""
     clip_norm: Annotated[float | None, _LEARNING] = None
     """The most that the norm of a round's mean gradient may be (rfast-tree). Default: the task's own, or any."""
-    global_batch: Annotated[int | None, _LEARNING] = None
+    global_batch: Annotated[int | None, _LEARNING, WHOLE] = None
     """B: samples of a round, of all nodes together. Default: the task's own, or 256."""
-    report_batch: Annotated[int | None, _LEARNING] = None
+    report_batch: Annotated[int | None, _LEARNING, WHOLE] = None
     """Samples of one gradient and report. Default: the task's own, or an eighth of a node's share of B."""
     compute: Annotated[str | None, _TIMES] = None
     """Emulated seconds of a gradient over a node's share of B: none, constant:S, uniform:A:B, lognormal:MEDIAN:SIGMA.
@@ -85,7 +107,7 @@ class Flags:
     """Probability that a received message arrives twice. Default: 0."""
     reorder: Annotated[float | None, _TIMES] = None
     """Probability that a received message changes places with a later one. Default: 0."""
-    seed: Annotated[int | None, _RUN] = None
+    seed: Annotated[int | None, _RUN, WHOLE] = None
     """Of everything drawn. Default: 0."""
     data: Annotated[str | None, _RUN] = None
     """The task's data file. Default: the task's own, or none."""

@@ -13,7 +13,7 @@ from rich.text import Text
 from rfast_zmq import plotting
 from rfast_zmq.assembly import Plan
 from rfast_zmq.cli import FAILED, INTERRUPTED, USAGE
-from rfast_zmq.cli.progress import make_console, size, slow_node
+from rfast_zmq.cli.progress import RUN_FILES, make_console, size, slow_node
 from rfast_zmq.errors import RfastError, UsageError
 from rfast_zmq.launch import Run
 from rfast_zmq.results import RunFolder
@@ -120,12 +120,23 @@ def _verdict(outcome: Outcome, folder: RunFolder | None) -> int:
             kept = "with --out DIR the model before it is kept"
         who = outcome.plan.topology.called(result.trouble)
         return _complain(f"{who}: its loss is not a finite number; {kept}; try a lower --lr", USAGE)
+    root, lost = outcome.plan.topology.root, _root_lost(outcome)
     if outcome.interrupted:
+        if lost:
+            _complain("the root did not answer: no model could be saved", INTERRUPTED)
         return INTERRUPTED
+    if lost:
+        who, kept = outcome.plan.topology.called(root), "" if folder is None else "; the other results are kept"
+        return _complain(f"{who}, the root, died: no model could be saved{kept}", FAILED)
     if require is not None and (result.accuracy is None or result.accuracy < require):
         reached = "none" if result.accuracy is None else f"{result.accuracy:.4f}"
         return _complain(f"--require {require}: the accuracy ended at {reached}", FAILED)
     return 0
+
+
+def _root_lost(outcome: Outcome) -> bool:
+    """Whether the root went, and its model with it."""
+    return outcome.run.model is None and outcome.plan.topology.root in outcome.run.result.missing
 
 
 def _complain(line: str, status: int) -> int:
@@ -215,8 +226,7 @@ def _nodes(outcome: Outcome) -> Table:
 
 
 def _where(folder: RunFolder, pictures: list[Path], console: Console) -> None:
-    files = ["config.json", "topology.toml", "metrics.jsonl", "nodes.jsonl", "baseline.jsonl", "model.safetensors"]
-    there = [name for name in [*files, "result.json"] if (folder.path / name).exists()]
+    there = [name for name in RUN_FILES if not name.endswith(".png") and (folder.path / name).exists()]
     console.print()
     console.print(Text(f"files in {folder.path}: {', '.join(there)}"), soft_wrap=True)
     if pictures:

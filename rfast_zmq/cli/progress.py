@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Mapping
 from math import isfinite
+from pathlib import Path
 from statistics import median_high
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -36,6 +37,11 @@ FRESH_S = 3.0
 SLOW = 1.5
 """A node that is slower than the median by this factor is named."""
 PLAIN_WIDTH = 140
+RUN_FILES = (
+    *("config.json", "topology.toml", "metrics.jsonl", "nodes.jsonl", "baseline.jsonl", "model.safetensors"),
+    *("result.json", "curve.png", "topology.png"),
+)
+"""What a run leaves in the folder of ``--out``."""
 
 
 class Progress(Observer):
@@ -70,6 +76,7 @@ class Progress(Observer):
         self._reports: dict[int, Mapping[str, Any]] = {}
         self._bytes_per_s: dict[int, float] = {}
         self._samples_per_s = 0.0
+        self._rescued: Mapping[str, Tensor] | None = None
         self._started = False
         self._next_line_s = time.monotonic() + LINE_S
         self._next_look_s = 0.0
@@ -90,6 +97,8 @@ class Progress(Observer):
 
     def started(self, pids: list[int]) -> None:
         if not self._started and self.folder is not None:
+            if (aside := put_aside(self.folder)) is not None:
+                self.say(f"the earlier run's files in {self.folder.path} are now in {aside}")
             save_config(self.folder, self.plan)
         self._started = True
         self._next_line_s = time.monotonic() + LINE_S / 2
@@ -141,12 +150,16 @@ class Progress(Observer):
 
     # -------------------------------------------------------------------------------------- what is saved of a failure
 
+    def rescued(self, model: Mapping[str, Tensor]) -> None:
+        self._rescued = model
+
     def save(self, model: Mapping[str, Tensor] | None = None) -> None:
         """Metrics so far, of a run that began and will give no more; where they cannot be written, nothing.
 
         Args:
-            model: the newest there is, to be kept with them.
+            model: the newest there is, to be kept with them; None: what :meth:`rescued` was told.
         """
+        model = self._rescued if model is None else model
         if self.folder is not None and self._started:
             try:
                 self.folder.metrics(self.points)
@@ -156,6 +169,8 @@ class Progress(Observer):
                     self.folder.model(model)
             except OSError:
                 return
+            where = self.folder.path / "model.safetensors"
+            self.say("no model could be saved" if model is None else f"the newest model is kept: {where}")
 
     # -------------------------------------------------------------------------------------- what is shown
 
@@ -282,6 +297,32 @@ def make_console(json: bool) -> Console:
     stream = sys.stderr if json else sys.stdout
     width = None if stream.isatty() else PLAIN_WIDTH
     return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+
+
+def put_aside(folder: RunFolder) -> Path | None:
+    """Move the files of an earlier run into a folder of their own, so that none is lost and no two runs are mixed.
+
+    Returns:
+        That folder, ``before-N``; None: there are no such files.
+
+    Raises:
+        RfastError: they cannot be moved.
+    """
+    files = [path for name in RUN_FILES if (path := folder.path / name).exists()]
+    if not files:
+        return None
+    number = 1
+    while (aside := folder.path / f"before-{number}").exists():
+        number += 1
+    try:
+        aside.mkdir()
+        for path in files:
+            path.rename(aside / path.name)
+    except OSError as error:
+        raise RfastError(
+            f"--out {folder.path}: the earlier run's files cannot be moved to {aside.name}: {error.strerror}"
+        ) from None
+    return aside
 
 
 def save_config(folder: RunFolder, plan: Plan) -> None:

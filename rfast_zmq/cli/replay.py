@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from rfast_zmq.errors import UsageError
 
 
-def replay(file: str, /) -> int:
+def replay(file: Annotated[str, Parameter(allow_leading_hyphen=True)], /) -> int:
     """Run Algorithm 1 of the paper, in float64, on a schedule of steps and deliveries; print one JSON object.
 
     Parameters

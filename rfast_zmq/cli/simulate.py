@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import io
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated
 
 import torch
 from cyclopts import Parameter
@@ -61,7 +63,7 @@ def simulate(
     halts = Halt.parse(halt, plan.topology.nodes)
     folder = open_folder(output.out)
     with ExitStack() as stack:
-        file = None if trace is None else stack.enter_context(_writable(trace))
+        file = None if trace is None else stack.enter_context(_Trace(trace))
         progress = stack.enter_context(Progress(plan, json=output.json, folder=folder, virtual=True))
         simulator = Simulator(plan, latency_s=latency, trace=file, halts=halts, progress=lambda point: seen(point))
         good: tuple[Tensor, ...] | None = None
@@ -76,6 +78,8 @@ def simulate(
         progress.started([])
         try:
             done = simulator.run()
+            if file is not None:
+                file.close()  # what it still holds may not be writable
         except (RfastError, KeyboardInterrupt):
             progress.node_points = simulator.out.node_points
             progress.save(None if good is None else simulator.root.worker.state_dict(good))
@@ -89,8 +93,34 @@ def simulate(
     return finish(outcome, folder, json=output.json)
 
 
-def _writable(path: Path) -> TextIO:
-    try:
-        return path.open("w", encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"--trace {path}: cannot be written: {error.strerror}") from None
+class _Trace(io.StringIO):
+    """The trace's file; that it cannot be written to is said as any other failure is.
+
+    Raises:
+        UsageError: it cannot be opened.
+        RfastError: it cannot be written to (the disk is full, say).
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+        try:
+            self._file = path.open("w", encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"--trace {path}: cannot be written: {error.strerror}") from None
+
+    def write(self, text: str) -> int:
+        with self._said():
+            return self._file.write(text)
+
+    def close(self) -> None:
+        with self._said():
+            self._file.close()
+        super().close()
+
+    @contextmanager
+    def _said(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RfastError(f"--trace {self._path}: cannot be written: {error.strerror}") from None

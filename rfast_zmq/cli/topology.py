@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree as TextTree
 
+from rfast_zmq.cli.flags import WHOLE
+from rfast_zmq.errors import UsageError
+from rfast_zmq.settings import check_seed
 from rfast_zmq.topology import Topology, Tree, build, draw, is_file
 
 NODES = 7
@@ -17,7 +21,14 @@ EDGES_SHOWN_MAX = 64
 """A graph with more edges is only counted; the TOML file or the family's rule says the rest."""
 
 
-def topology(name: str, *, nodes: int | None = None, seed: int = 0, out: Path | None = None) -> None:
+def topology(
+    name: str,
+    /,
+    *,
+    nodes: Annotated[int | None, WHOLE] = None,
+    seed: Annotated[int, WHOLE] = 0,
+    out: Path | None = None,
+) -> None:
     """Check a topology, describe its two graphs and spanning trees, and draw it if asked.
 
     Parameters
@@ -31,6 +42,9 @@ def topology(name: str, *, nodes: int | None = None, seed: int = 0, out: Path | 
     out
         Draw both graphs into this PNG.
     """
+    check_seed(seed)
+    if out is not None and out.suffix.lower() != ".png":
+        raise UsageError(f"--out {out}: the picture is a PNG; give a name that ends in .png")
     made = build(name, NODES if nodes is None and not is_file(name) else nodes, seed)
     describe(made, Console(highlight=False))
     if out is not None:
@@ -49,8 +63,8 @@ def describe(made: Topology, console: Console) -> None:
         ("roots of the push graph A", _some(made, made.push_roots)),
         ("depth", f"{made.depth} (pull tree {made.pull_tree.depth}, push tree {made.push_tree.depth})"),
         ("widest node", _widest(made)),
-        ("messages a round, rfast-tree", str(made.messages_per_round("rfast-tree"))),
-        ("messages a round, rfast", str(made.messages_per_round("rfast"))),
+        ("edges that speak, rfast-tree", f"{made.messages_per_round('rfast-tree')}, each up to 8 times a round"),
+        ("edges that speak, rfast", f"{made.messages_per_round('rfast')}, each once a gradient of its sender"),
     ]
     for label, value in rows:
         table.add_row(Text(label), Text(value))

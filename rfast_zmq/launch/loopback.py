@@ -14,22 +14,28 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
+from torch import Tensor
 
 from rfast_zmq.algorithms import algorithm
 from rfast_zmq.assembly import Plan
 from rfast_zmq.errors import RfastError, TaskError, UsageError
-from rfast_zmq.launch.outcome import Observer, Run
-from rfast_zmq.launch.process import Orders, node_process
+from rfast_zmq.launch.outcome import Observer, Run, check_target
+from rfast_zmq.launch.process import ENDING_SIGNALS, MODEL, Orders, leave_terminal, node_process, terminals
 from rfast_zmq.transport import Addresses
 
 ENDING_S = 5.0
 """After the root is done, a node that does not end by itself is ended after so long (a node under SIGSTOP, say)."""
+LEAVING_S = 2.0
+"""After the second Ctrl-C, what has not ended by itself is ended after so long."""
+SOCKET_PATH_MAX = 100
+"""Bytes that the path of a Unix socket may have (the least of the platforms, and a little to spare)."""
 
 
 @dataclass
@@ -48,7 +54,9 @@ def run(plan: Plan, observer: Observer | None = None, stop: Callable[[], int] | 
         plan: the run.
         observer: told what happens.
         stop: asked now and then how often the user wants the run to end: 0 go on, 1 stop in order, 2 or more leave at
-            once. None: Ctrl-C (SIGINT) is counted, when called from the main thread.
+            once. None: Ctrl-C (SIGINT), SIGTERM and SIGHUP are counted, when called from the main thread.
+
+    Where it raises after the run began, the newest model of the root is handed to ``observer.rescued``.
 
     Raises:
         UsageError: nodes whose models differ, an address that cannot be bound.
@@ -78,29 +86,40 @@ class _Loopback:
         self._t0: float | None = None
         self._root_done_s: float | None = None
         self._told_to_leave = False
+        self._end_s: float | None = None
+        """When whatever still runs is killed."""
+        self._fault: RfastError | None = None
 
     def run(self) -> Run:
-        folder = Path(tempfile.mkdtemp(prefix="rfast-"))
+        folder: Path | None = None
         before = self._count_interrupts()
         try:
+            folder = _folder(self.plan.topology.nodes)
             self._start(folder)
             self._follow()
+            if self._fault is not None:
+                if (model := _saved(folder)) is not None:
+                    self.observer.rescued(model)
+                raise self._fault
             self._collect(folder)
         finally:
+            self._end_all()
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
             for number, handler in before.items():
                 signal.signal(number, handler)
-            self._end_all()
-            shutil.rmtree(folder, ignore_errors=True)
         return self.out
 
     def _count_interrupts(self) -> dict[signal.Signals, Any]:
-        """Ctrl-C, and SIGTERM alike; what handled them before."""
+        """Ctrl-C, and SIGTERM and SIGHUP alike; what handled them before."""
+        screens = terminals()
 
         def count(*_: object) -> None:
+            leave_terminal(screens)
             self._interrupts += 1
 
         try:
-            return {number: signal.signal(number, count) for number in (signal.SIGINT, signal.SIGTERM)}
+            return {number: signal.signal(number, count) for number in ENDING_SIGNALS if not _nohup(number)}
         except ValueError:  # not the main thread: whoever runs us has the signals
             return {}
 
@@ -108,7 +127,11 @@ class _Loopback:
         context = _context()
         nodes = self.plan.topology.nodes
         addresses, run_id = Addresses.ipc(folder, nodes), secrets.token_hex(8)
+        if sys.platform == "linux":
+            with _signals_held(), _temporary(folder.parent):
+                forkserver.ensure_running()
         for rank in range(nodes):
+            self._mind_interrupts()
             ours, theirs = context.Pipe()
             orders = Orders(self.plan.source, self.plan.settings, rank, addresses, run_id, folder)
             process = context.Process(  # type: ignore[attr-defined]
@@ -122,8 +145,11 @@ class _Loopback:
     # -------------------------------------------------------------------------------------- while it runs
 
     def _follow(self) -> None:
-        """Until every process has ended."""
+        """Until every process has ended; after a fault, until the root has."""
+        root = self.plan.topology.root
         while open_pipes := {child.pipe: rank for rank, child in enumerate(self.children) if child.pipe is not None}:
+            if self._fault is not None and self.children[root].pipe is None:
+                return
             self._mind_interrupts()
             self._mind_the_end()
             for pipe in wait(list(open_pipes), timeout=0.1):
@@ -153,6 +179,11 @@ class _Loopback:
                 content.bytes_sent = sum(c.last["bytes_sent"] for c in self.children if c.last is not None)
                 self.out.points.append(content)
                 self.observer.point(content)
+                if len(self.out.points) == 1:
+                    try:
+                        check_target(self.plan, content)
+                    except UsageError as error:
+                        self._failed(error)
             case "say":
                 self._say(content)
             case "done":
@@ -160,11 +191,20 @@ class _Loopback:
                 if rank == self.plan.topology.root:
                     self._root_done_s = time.monotonic()
             case "task-error":
-                raise TaskError(*content)
+                self._failed(TaskError(*content))
             case "usage-error":
-                raise UsageError(content)
+                self._failed(UsageError(content))
             case "crash":
-                raise RfastError(f"rank {rank} crashed; this is a defect of rfast_zmq:\n{content}")
+                self._failed(RfastError(f"rank {rank} crashed; this is a defect of rfast_zmq:\n{content}"))
+
+    def _failed(self, fault: RfastError) -> None:
+        """The run is lost; the root, if it runs, is given the time to leave its model."""
+        if self._t0 is None:
+            raise fault
+        if self._fault is None:
+            self._fault = fault
+            self._order("leave")
+            self._end_in(ENDING_S)
 
     def _maybe_go(self) -> None:
         layouts = {rank: child.ready for rank, child in enumerate(self.children)}
@@ -186,12 +226,14 @@ class _Loopback:
         code = child.process.exitcode
         if self._t0 is None:
             raise RfastError(f"rank {rank} ended before the run began (exit status {code})")
-        if self._root_done_s is None:
-            self._say(f"node {self.plan.topology.names[rank]} ended (exit status {code}): the others go on")
-        if rank == self.plan.topology.root and self._root_done_s is None:
-            self._say("the root is gone: the run ends with the models the nodes have")
+        if self._root_done_s is not None or self._end_s is not None:
+            return
+        if rank == self.plan.topology.root:
+            self._say(f"the root, {self.plan.topology.called(rank)}, died (exit status {code}): the run ends")
             self._root_done_s = time.monotonic()
             self._order("leave")
+        else:
+            self._say(f"{self.plan.topology.called(rank)} ended (exit status {code}): the others go on")
 
     def _mind_interrupts(self) -> None:
         wanted = self._stop()
@@ -201,13 +243,17 @@ class _Loopback:
         if self._t0 is None:
             raise KeyboardInterrupt
         if wanted == 1:
-            self._say("stopping: the run ends in order and the model is saved (once more to end it at once)")
+            self._say("stopping: the run ends in order (once more to end it at once)")
             self._order("stop", self.plan.topology.root)
         else:
             self._order("leave")
+            self._end_in(LEAVING_S if wanted == 2 else 0.0)
 
     def _mind_the_end(self) -> None:
         """Once the root is done nobody else has a reason to stay."""
+        if self._end_s is not None and time.monotonic() >= self._end_s:
+            for child in self.children:
+                _kill(child.process)
         if self._root_done_s is None:
             return
         late_s = time.monotonic() - self._root_done_s
@@ -215,8 +261,12 @@ class _Loopback:
             self._told_to_leave = True
             self._order("leave")
         if late_s > ENDING_S:
-            for child in self.children:
-                _kill(child.process)
+            self._end_in(0.0)
+
+    def _end_in(self, seconds: float) -> None:
+        """Kill whatever still runs then."""
+        end_s = time.monotonic() + seconds
+        self._end_s = end_s if self._end_s is None else min(end_s, self._end_s)
 
     def _order(self, word: str, rank: int | None = None) -> None:
         for i, child in enumerate(self.children):
@@ -236,8 +286,7 @@ class _Loopback:
         plan, result, root = self.plan, self.out.result, self.plan.topology.root
         self.out.settle(plan, {rank: child.done or child.last or {} for rank, child in enumerate(self.children)}, root)
         result.missing = [rank for rank, child in enumerate(self.children) if child.done is None]
-        if (saved := folder / "model.safetensors").exists():
-            self.out.model = load_file(saved)
+        self.out.model = _saved(folder)
         if not result.missing and not result.set_aside:
             records = {rank: dict(load_file(_record(folder, rank))) for rank in range(plan.topology.nodes)}
             assert plan.settings.optimizer is not None
@@ -268,6 +317,53 @@ def _without_main() -> Iterator[None]:
         yield
     finally:
         main.update(before)
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Start processes that no signal to the whole group ends while they import torch: they inherit what is blocked."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
+    try:
+        resource_tracker.ensure_running()  # lets some of them through again
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _nohup(number: signal.Signals) -> bool:
+    return number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
+
+
+def _folder(nodes: int) -> Path:
+    """A fresh folder, private to the run, in which the path of a socket is short enough.
+
+    Raises:
+        UsageError: there is none.
+    """
+    most = SOCKET_PATH_MAX - max(len(f"/rfast-xxxxxxxx/{nodes - 1}.W"), len("/pymp-xxxxxxxx/listener-xxxxxxxx"))
+    for parent in (tempfile.gettempdir(), "/tmp"):
+        if len(os.fsencode(parent)) <= most and os.access(parent, os.W_OK | os.X_OK):
+            return Path(tempfile.mkdtemp(prefix="rfast-", dir=parent))
+    raise UsageError(
+        f"TMPDIR {tempfile.gettempdir()}: too long for the path of a Unix socket; give a folder of at most {most} bytes"
+    )
+
+
+@contextmanager
+def _temporary(folder: Path) -> Iterator[None]:
+    """Let multiprocessing put its socket there: what TMPDIR says may be too long."""
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+
+
+def _saved(folder: Path) -> dict[str, Tensor] | None:
+    """The model that the root left."""
+    path = folder / MODEL
+    return load_file(path) if path.exists() else None
 
 
 def _kill(process: BaseProcess) -> None:

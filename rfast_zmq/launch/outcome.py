@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from rfast_zmq.assembly import Plan
+from rfast_zmq.errors import UsageError
 from rfast_zmq.results import NodePoint, Point, Result
 
 
@@ -72,6 +73,20 @@ class Run:
             result.per_node.append({"rank": rank, "samples": s.get("own_samples", 0), **own})
 
 
+def check_target(plan: Plan, point: Point) -> None:
+    """Hold the first evaluation against what is to end the run.
+
+    Raises:
+        UsageError: nothing would.
+    """
+    settings = plan.settings
+    if settings.target is not None and settings.samples is None and point.accuracy is None:
+        raise UsageError(
+            f"--target {settings.target:g}: the task's evaluate() gives no accuracy, so nothing would end the run;"
+            " give --samples, or an accuracy"
+        )
+
+
 class Observer:
     """Told what happens in a run; override what you want to see."""
 
@@ -86,6 +101,9 @@ class Observer:
 
     def say(self, line: str) -> None:
         """A line for a person."""
+
+    def rescued(self, model: Mapping[str, Tensor]) -> None:
+        """The run failed, and this is the newest model that it had: the module's ``state_dict``."""
 
 
 def _add(into: dict[str, int], more: Mapping[str, int]) -> None:

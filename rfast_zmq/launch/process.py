@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import signal
@@ -16,14 +17,20 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from rfast_zmq.assembly import Plan
+from rfast_zmq.core.finite import is_finite
 from rfast_zmq.errors import TaskError, UsageError
 from rfast_zmq.launch.memory import keep_freed_memory, share_cores
 from rfast_zmq.node import Node
 from rfast_zmq.results import Point
 from rfast_zmq.settings import Settings
 from rfast_zmq.transport import Addresses
+
+MODEL = "model.safetensors"
+ENDING_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""What asks a run to end. A terminal sends SIGINT and SIGHUP, and ``timeout`` SIGTERM, to all processes of a run."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +95,14 @@ class PipeWatcher:
 
 def node_process(orders: Orders, pipe: Connection) -> None:
     """The process of one node: from its orders to its last record. Exits 0, or 1 after telling the launcher why."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher decides
+    for number in ENDING_SIGNALS:  # the launcher decides
+        signal.signal(number, _heard)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING_SIGNALS)
     torch.set_num_threads(1)
     keep_freed_memory()
     share_cores()
     watcher = PipeWatcher(pipe)
+    node: Node | None = None
     try:
         node = Node(
             Plan.make(orders.source, orders.settings),
@@ -103,11 +113,11 @@ def node_process(orders: Orders, pipe: Connection) -> None:
             watcher=watcher,
         )
         gc.freeze()
-        run_loop(_with_launcher(node, pipe))
+        run_loop(_with_launcher(node, pipe, orders.folder))
         record = {k: torch.as_tensor(v) for k, v in node.algorithm.last_record().items()}
         save_file({k: v.clone() for k, v in record.items()}, orders.folder / f"record-{orders.rank}.safetensors")
         if node.is_root and (model := node.final_model()) is not None:
-            save_file(model, orders.folder / "model.safetensors")
+            _save(model, orders.folder)
         watcher.tell("done", {**node.standing(), "wall_s": node.wall_s})
         sys.stdout.flush()
         os._exit(0)  # without awaiting a gradient that is still being computed
@@ -115,11 +125,47 @@ def node_process(orders: Orders, pipe: Connection) -> None:
         os._exit(1)
     except BaseException as error:
         watcher.fault(error)
+        if node is not None:
+            hand_over(node, orders.folder)
         sys.stdout.flush()
         os._exit(1)
 
 
-async def _with_launcher(node: Node, pipe: Connection) -> None:
+def hand_over(node: Node, folder: Path) -> None:
+    """At the root, leave the newest model where the launcher finds it, whatever became of the run."""
+    if not node.is_root:
+        return
+    with contextlib.suppress(Exception):  # it is for what the run is worth after something else went wrong
+        model = node.algorithm.export()
+        if model is not None and node.trouble < 0 and all(is_finite(bucket) for bucket in model):
+            _save(node.worker.state_dict(model), folder)
+
+
+def _save(model: Mapping[str, Tensor], folder: Path) -> None:
+    part = folder / f"{MODEL}.part"
+    save_file(dict(model), part)
+    part.replace(folder / MODEL)
+
+
+def terminals() -> list[int]:
+    """Which of standard output and error are a terminal."""
+    return [fd for fd in (1, 2) if os.isatty(fd)]
+
+
+def leave_terminal(screens: list[int]) -> None:
+    """If one of these terminals is closed, send what is still written there nowhere, so that writing does not fail."""
+    for fd in screens:
+        if not os.isatty(fd):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, fd)
+            os.close(nowhere)
+
+
+def _heard(*_: object) -> None:
+    """Does nothing; and, unlike SIG_IGN, is not passed on to what a task may start."""
+
+
+async def _with_launcher(node: Node, pipe: Connection, folder: Path) -> None:
     loop = asyncio.get_running_loop()
     gate = asyncio.Event()
 
@@ -135,6 +181,7 @@ async def _with_launcher(node: Node, pipe: Connection) -> None:
         elif word == "stop":
             node.stop()
         elif word == "leave":
+            hand_over(node, folder)  # now: there may be no time for the rest
             node.leave()
 
     async def opened() -> None:

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 
 from rfast_zmq.assembly import Plan
-from rfast_zmq.errors import UsageError
+from rfast_zmq.errors import RfastError, UsageError
 from rfast_zmq.launch.memory import keep_freed_memory
-from rfast_zmq.launch.outcome import Observer, Run
-from rfast_zmq.launch.process import run_loop
+from rfast_zmq.launch.outcome import Observer, Run, check_target
+from rfast_zmq.launch.process import ENDING_SIGNALS, leave_terminal, run_loop, terminals
 from rfast_zmq.node import Node
 from rfast_zmq.results import Point
 from rfast_zmq.topology import to_toml
@@ -59,7 +59,12 @@ def run_node(
     torch.set_num_threads(1)
     keep_freed_memory()
     node = Node(plan, rank, addresses, run_id or default_run_id(plan), time.time_ns(), watcher)
-    run_loop(_with_signals(node, watcher))
+    try:
+        run_loop(_with_signals(node, watcher))
+    except RfastError:
+        if node.is_root and (model := node.final_model()) is not None:
+            watcher.observer.rescued(model)
+        raise
     watcher.out.settle(plan, {rank: {**node.standing(), "wall_s": node.wall_s}}, rank)
     if (model := node.final_model()) is not None:
         watcher.out.model = model
@@ -77,6 +82,7 @@ class _Here:
     """Passes what happens on to the observer, and keeps it."""
 
     def __init__(self, plan: Plan, rank: int, observer: Observer) -> None:
+        self.plan = plan
         self.out, self.rank, self.observer = Run(plan.result(simulated=False)), rank, observer
         self._t0 = time.monotonic()
 
@@ -91,6 +97,8 @@ class _Here:
     def point(self, point: Point) -> None:
         self.out.points.append(point)
         self.observer.point(point)
+        if len(self.out.points) == 1:
+            check_target(self.plan, point)
 
     def say(self, line: str) -> None:
         self.out.said.append((time.monotonic() - self._t0, line))
@@ -101,23 +109,25 @@ class _Here:
 
 
 async def _with_signals(node: Node, watcher: _Here) -> None:
-    loop, asked = asyncio.get_running_loop(), 0
+    loop, asked, screens = asyncio.get_running_loop(), 0, terminals()
 
     def interrupted() -> None:
         nonlocal asked
+        leave_terminal(screens)
         asked += 1
         watcher.out.interrupted = True
         if asked == 1 and node.is_root:
-            watcher.say("stopping: the run ends in order and the model is saved (once more to leave at once)")
+            watcher.say("stopping: the run ends in order (once more to leave at once)")
             node.stop()
         elif asked == 1:
             node.leave()
         else:
             os._exit(INTERRUPTED)  # at once, whatever is being computed
 
-    signals = (signal.SIGINT, signal.SIGTERM)
     installed = []
-    for number in signals:
+    for number in ENDING_SIGNALS:
+        if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:  # nohup
+            continue
         try:
             loop.add_signal_handler(number, interrupted)
             installed.append(number)

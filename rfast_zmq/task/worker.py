@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -182,13 +183,21 @@ class Worker:
 
     @contextmanager
     def _users_code(self) -> Iterator[None]:
-        """What the user's own code raises becomes a TaskError, with the user's traceback."""
+        """What the user's own code raises becomes a TaskError, with the user's traceback; but Ctrl-C is the user's."""
         try:
             yield
         except RfastError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
+            if isinstance(error, KeyboardInterrupt) and _ctrl_c_raises():
+                raise
             raise TaskError(self.rank, traceback.format_exc()) from error
+
+
+def _ctrl_c_raises() -> bool:
+    """Whether Python answers Ctrl-C with a KeyboardInterrupt, and here: in a node's process it does not."""
+    main = threading.current_thread() is threading.main_thread()
+    return main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def _seed(*parts: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,10 @@ MNIST = str(ROOT / "nodes" / "mnist.py")
 HOSTS = str(ROOT / "topologies" / "two-hosts.toml")
 
 RAISES = """
+import os
+import signal
+import sys
+
 import torch
 from rfast_zmq import Task, main
 
@@ -38,11 +43,20 @@ class Raises(Task):
     def training_step(self, model, batch):
         self.raise_at("step")
         self.steps += 1
+        if self.option("where") == "exit" and self.rank == 1:
+            sys.exit("no data left")
+        if self.option("where") == "ctrl-c" and self.rank == 1:
+            raise KeyboardInterrupt
+        if self.option("where") == "killed" and self.rank == 0 and self.steps > 20:
+            os.kill(os.getpid(), signal.SIGKILL)
         loss = (model(batch[0]) - batch[1]).square().mean()
         return loss * float("nan") if self.option("where") == "nan" and self.rank == 1 and self.steps > 20 else loss
 
     def evaluate(self, model):
-        return {"loss": 1.0, "accuracy": 0.5}
+        return {} if self.option("where") == "unscored" else {"loss": 1.0, "accuracy": 0.5}
+
+    def on_stop(self):
+        self.raise_at("stop")
 
 main(Raises)
 """
@@ -90,7 +104,16 @@ NODE = ["node", QUADRATIC, "--topology", HOSTS]
         (["run", HOSTS], ["not a Python file"]),
         ([*RUN, "--nodes", "0"], ["--nodes 0", "1 or more"]),
         ([*RUN, "--nodes", "-3"], ["--nodes -3", "1 or more"]),
-        ([*RUN, "--nodes", "many"], ["--nodes", "many"]),
+        ([*RUN, "--nodes", "many"], ["--nodes many", "whole number"]),
+        ([*RUN, "--nodes", "2.7"], ["--nodes 2.7", "whole number"]),
+        ([*SIMULATE, "--samples", "inf"], ["--samples inf", "whole number"]),
+        ([*NODE, "--report-batch", "1e-1"], ["--report-batch 1e-1", "whole number"]),
+        (["topology", "line", "--nodes", "2.7"], ["--nodes 2.7", "whole number"]),
+        (["topology", "random:2", "--seed", "0.5"], ["--seed 0.5", "whole number"]),
+        (["topology", "random:2", "--seed", "-1"], ["--seed -1", "0 or more"]),
+        ([*RUN, "--seed", str(2**63)], [f"--seed {2**63}", f"at most {2**63 - 1}"]),
+        (["topology", "line", "--out", "x.jpg"], ["--out x.jpg", ".png"]),
+        (["topology"], ["NAME requires an argument"]),
         ([*RUN, "--nodes", "3", "--nodes", "4"], ["--nodes", "multiple times"]),
         ([*RUN, *EMULATED, "--straggler", "9:5"], ["--straggler 9:5", "0..6"]),
         ([*RUN, *EMULATED, "--straggler", "1:2", "--straggler", "7:5"], ["--straggler 7:5", "0..6"]),
@@ -102,6 +125,9 @@ NODE = ["node", QUADRATIC, "--topology", HOSTS]
         ([*RUN, "--algorithm", "rfastest"], ["rfastest", "rfast-tree"]),
         ([*RUN, "--compute", "fast"], ["--compute fast", "constant:S"]),
         ([*RUN, "--device", "tpu9"], ["--device tpu9", "cpu"]),
+        ([*SIMULATE, "--device", "meta"], ["--device meta", "cpu"]),
+        ([*SIMULATE, "--device", "xpu"], ["--device xpu", "cpu"]),
+        ([*RUN, "--straggler", "3"], ["--straggler 3:", "RANK:FACTOR"]),
         ([*RUN, "--samples", "0"], ["--samples 0", "above 0"]),
         ([*RUN, "--target", "1.5"], ["--target 1.5", "at most 1"]),
         ([*RUN, "--require", "94"], ["--require 94", "at most 1"]),
@@ -110,6 +136,7 @@ NODE = ["node", QUADRATIC, "--topology", HOSTS]
         ([*RUN, "--config", "tests"], ["--config tests", "config.json"]),
         ([*SIMULATE, "--config", QUADRATIC], ["--config", "not the config.json of a run"]),
         ([*RUN, "--data", "nope.npz"], ["--data nope.npz", "no such file"]),
+        ([*RUN, "--data", str(ROOT / "nodes")], ["--data", "a folder"]),
         ([*RUN, "--out", "/proc/nope/x"], ["--out /proc/nope/x", "cannot be made"]),
         ([*RUN, "--nodse", "3"], ["--nodse", "did you mean", "--nodes"]),
         ([*RUN, "--jsn"], ["--jsn", "did you mean --json?"]),
@@ -123,6 +150,7 @@ NODE = ["node", QUADRATIC, "--topology", HOSTS]
         ([*SIMULATE, "--latency", "-1"], ["--latency -1", "0 or more"]),
         ([*SIMULATE, "--compute", "none"], ["--compute none", "constant:0.1"]),
         ([*SIMULATE, "--trace", "/nope/trace"], ["--trace /nope/trace", "No such file"]),
+        ([*SIMULATE, "--trace", str(ROOT)], [f"--trace {ROOT}", "Is a directory"]),
         (["simulate", MNIST], ["--data is missing", ".npz"]),
         ([*NODE, "--rank", "2"], ["--rank 2", "0 (big), 1 (small)"]),
         ([*NODE, "--rank", "bgi"], ["--rank bgi", "0 (big), 1 (small)"]),
@@ -197,13 +225,72 @@ def test_a_task_that_raises_is_shown_with_its_own_traceback_and_the_rank(
     assert "rfast_zmq/" not in said  # whoever reads it wrote none of that
 
 
-def test_a_task_that_raises_in_its_process(task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert status_of(["run", task, "--nodes", "2", "--where", "step", "--out", str(tmp_path / "out"), "--json"]) == 2
+@pytest.mark.parametrize("place", ["step", "stop"])
+def test_a_task_that_raises_in_its_process_and_the_model_that_the_root_has(
+    place: str, task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert status_of(["run", task, "--nodes", "2", "--where", place, "--out", str(out), "--json"]) == 2
     said = capsys.readouterr()
     assert said.out == ""
     assert "raises.py" in said.err
-    assert said.err.endswith("rfast: rank 1: the task raised ValueError: this step is bad\n")
-    assert (tmp_path / "out" / "config.json").exists()
+    assert f"the newest model is kept: {out / 'model.safetensors'}\n" in said.err
+    assert said.err.endswith(f"rfast: rank 1: the task raised ValueError: this {place} is bad\n")
+    assert (out / "config.json").exists()
+    assert (out / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("verb", "place", "says"),
+    [
+        ("run", "exit", "SystemExit: no data left"),
+        ("simulate", "exit", "SystemExit: no data left"),
+        ("run", "ctrl-c", "KeyboardInterrupt"),
+    ],
+)
+def test_a_task_that_exits_raises_too(
+    verb: str, place: str, says: str, task: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status_of([verb, task, "--nodes", "2", "--where", place, "--compute", "constant:0.01", "--json"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback")
+    assert said.endswith(f"rfast: rank 1: the task raised {says}\n")
+
+
+def test_a_target_that_nothing_can_reach_is_refused_when_that_is_known(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "raises.py"
+    file.write_text(RAISES.replace('"samples": 1000, ', ""))
+    argv = ["run", str(file), "--nodes", "2", "--where", "unscored", "--target", "0.9", "--json"]
+    line = refused(argv, capsys)
+    assert "--target 0.9: the task's evaluate() gives no accuracy" in line
+    assert "--samples" in line
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux's device that is always full")
+def test_a_trace_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = [*SIMULATE, "--nodes", "2", "--samples", "300", "--trace", "/dev/full", "--json"]
+    assert status_of([*argv, "--out", str(tmp_path)]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.splitlines()[-1] == "rfast: --trace /dev/full: cannot be written: No space left on device"
+    assert (tmp_path / "model.safetensors").exists()
+
+
+def test_a_root_that_is_killed_leaves_no_model_and_a_status(
+    task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    argv = ["run", task, "--nodes", "2", "--where", "killed", "--samples", "1000000", "--compute", "constant:0.05"]
+    assert status_of([*argv, "--out", str(out), "--json"]) == 1
+    said = capsys.readouterr()
+    assert said.err.splitlines()[-1] == (
+        "rfast: node 0, the root, died: no model could be saved; the other results are kept"
+    )
+    assert json.loads(said.out)["missing"] == [0]
+    assert (out / "result.json").exists()
+    assert not (out / "model.safetensors").exists()
 
 
 def test_a_file_that_raises_when_imported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

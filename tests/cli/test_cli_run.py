@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import pty
 import re
 import shutil
 import signal
@@ -171,10 +173,11 @@ def test_one_node_of_a_topology_with_endpoints(tmp_path: Path, capsys: pytest.Ca
     assert there >= {"config.json", "metrics.jsonl", "model.safetensors", "result.json", "curve.png", "topology.png"}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("number", "to_all"), [(signal.SIGINT, False), (signal.SIGTERM, True)])
 def test_ctrl_c_or_sigterm_ends_a_run_in_order_saves_the_model_and_leaves_nothing(
-    tmp_path: Path, number: signal.Signals
+    tmp_path: Path, number: signal.Signals, to_all: bool
 ) -> None:
+    """To the command alone, or to all processes of the run, as a terminal and ``timeout`` do."""
     scratch, saved = Path(tempfile.mkdtemp(prefix="rc-")), tmp_path / "saved"  # short: sockets lie in it
     try:
         argv = ["run", "nodes/quadratic.py", "--nodes", "2", "--samples", "100000000", "--compute", "constant:0.05"]
@@ -192,7 +195,7 @@ def test_ctrl_c_or_sigterm_ends_a_run_in_order_saves_the_model_and_leaves_nothin
                 if re.search(r"samples .*\bround \d", line):  # the first line of progress: the run goes on
                     assert sys.platform != "linux" or len(in_session(process.pid)) >= 3  # the command and the nodes
                     assert list(scratch.glob("rfast-*"))
-                    process.send_signal(number)
+                    (os.killpg if to_all else os.kill)(process.pid, number)
                     break
             rest, err = process.communicate(timeout=60)
         assert process.returncode == 130, err
@@ -209,6 +212,60 @@ def test_ctrl_c_or_sigterm_ends_a_run_in_order_saves_the_model_and_leaves_nothin
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def test_ctrl_c_while_the_nodes_start_ends_quietly_and_leaves_nothing() -> None:
+    """A terminal sends it to all processes of the run, which are importing torch then."""
+    scratch = Path(tempfile.mkdtemp(prefix="rc-"))
+    try:
+        with subprocess.Popen(
+            [sys.executable, "-u", "-m", "rfast_zmq", "run", "nodes/quadratic.py", "--nodes", "2"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "TMPDIR": str(scratch)},
+            start_new_session=True,
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith("starting ")
+            end = time.monotonic() + 10.0
+            while not any("forkserver" in command for command in in_session(process.pid).values()):
+                assert time.monotonic() < end
+                time.sleep(0.005)
+            os.killpg(process.pid, signal.SIGINT)
+            _, err = process.communicate(timeout=60)
+        assert (process.returncode, err) == (130, "rfast: interrupted\n")
+        assert list(scratch.glob("rfast-*")) == []
+        end = time.monotonic() + 10.0
+        while (left := in_session(process.pid)) and time.monotonic() < end:
+            time.sleep(0.02)
+        assert left == {}
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def test_a_terminal_that_is_closed_ends_a_run_in_order(tmp_path: Path) -> None:
+    """SIGHUP to all processes of the run, and nothing can be written to the terminal any more."""
+    pid, terminal = pty.fork()
+    if pid == 0:  # the terminal is this process's own
+        os.chdir(ROOT)
+        argv = ["run", "nodes/quadratic.py", "--nodes", "2", "--samples", "100000000", "--compute", "constant:0.05"]
+        os.execv(sys.executable, [sys.executable, "-m", "rfast_zmq", *argv, "--out", str(tmp_path)])
+    seen, end, status = b"", time.monotonic() + 60.0, None
+    while b"staleness" not in seen and time.monotonic() < end:
+        seen += os.read(terminal, 4096)
+    os.close(terminal)
+    while status is None and time.monotonic() < end:
+        ended, how = os.waitpid(pid, os.WNOHANG)
+        status = os.waitstatus_to_exitcode(how) if ended else None
+        time.sleep(0.02)
+    if status is None:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert status == 130
+    assert (tmp_path / "model.safetensors").exists()
+    assert json.loads((tmp_path / "result.json").read_text())["missing"] == []
+
+
 def in_session(leader: int) -> dict[int, str]:
     """The processes of a session, zombies apart: pid to command; Linux only, else none."""
     found = {}
@@ -221,6 +278,50 @@ def in_session(leader: int) -> dict[int, str]:
         if int(fields_of[3]) == leader and fields_of[0] != "Z":
             found[int(stat.parent.name)] = command
     return found
+
+
+def test_an_earlier_runs_files_are_put_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["simulate", QUADRATIC, "--nodes", "2", "--samples", "300", "--out", str(tmp_path)]
+    main([*argv, "--baseline"])
+    capsys.readouterr()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert {"config.json", "baseline.jsonl", "model.safetensors", "curve.png"} <= set(before)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(SystemExit):
+        main([*argv, "--seed", "1", "--require", "1"])
+    said = capsys.readouterr().out
+    assert f"the earlier run's files in {tmp_path} are now in {tmp_path / 'before-1'}\n" in said
+    assert {path.name: path.read_bytes() for path in (tmp_path / "before-1").iterdir()} == before
+    assert not (tmp_path / "baseline.jsonl").exists()
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    with pytest.raises(SystemExit):
+        main([*argv, "--nodes", "0"])  # never began
+    assert not (tmp_path / "before-2").exists()
+    main([*argv, "--seed", "2"])
+    assert json.loads((tmp_path / "before-2" / "config.json").read_text())["settings"]["seed"] == 1
+    assert json.loads((tmp_path / "config.json").read_text())["settings"]["seed"] == 2
+
+
+def test_a_temporary_folder_with_a_path_too_long_for_sockets(tmp_path: Path) -> None:
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    argv = ["run", "nodes/quadratic.py", "--nodes", "2", "--samples", "300", "--json"]
+    assert json.loads(rfast(*argv, env={"TMPDIR": str(long)}).splitlines()[-1])["missing"] == []
+
+
+def test_a_schedule_from_standard_input(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    schedule = ROOT / "tests" / "scenarios" / "ring-late-backwards-twice.json"
+    main(["replay", str(schedule)])
+    expected = capsys.readouterr().out
+    monkeypatch.setattr(sys, "stdin", io.StringIO(schedule.read_text()))
+    main(["replay", "-"])
+    assert capsys.readouterr().out == expected
+
+
+def test_whole_numbers_in_any_form(capsys: pytest.CaptureFixture[str]) -> None:
+    for text in ("12", "0xc", "1.2e1", "12.0"):
+        main(["topology", "line", "--nodes", text])
+        assert re.search(r"^nodes +12 *$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_light_verbs_do_not_wait_for_torch() -> None:

@@ -259,6 +259,25 @@ def test_ctrl_c_ends_a_run_in_order() -> None:
     assert done.result.identity_error is not None
 
 
+@pytest.mark.parametrize("stopped", [True, False])
+def test_a_second_ctrl_c_ends_a_run_at_once_whatever_the_root_does(stopped: bool) -> None:
+    asked = {"times": 0}
+
+    def act(watch: Watch) -> None:
+        watch.until(lambda: watch.rounds > 5 and 0 in watch.own)
+        if stopped:
+            os.kill(watch.pids[0], signal.SIGSTOP)
+        asked["times"] = 1
+        watch.until(lambda: any("once more" in line for line in watch.lines))
+        asked["times"] = 2
+
+    done = run(plan("Line", samples=10**9), Watch(act), stop=lambda: asked["times"])
+    assert done.interrupted
+    assert (0 in done.result.missing) == stopped
+    assert (done.model is None) == stopped
+    assert done.points
+
+
 # ------------------------------------------------------------------------------------- what users do wrong
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from typing import Any
 
@@ -37,6 +38,27 @@ class Small(Task):
         assert not model.training
         assert not torch.is_grad_enabled()
         return {"loss": model(torch.ones(1, 3)).item(), "mean": model[1].running_mean[0]}
+
+
+class Ends(Small):
+    def training_step(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        raise self.what  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("what", [SystemExit("over"), KeyboardInterrupt("over")])
+def test_a_task_that_ends_the_process_has_raised(what: BaseException) -> None:
+    """But a Ctrl-C, where Python answers it with KeyboardInterrupt, is the user's."""
+    made = worker(Ends)
+    made.task.what = what  # type: ignore[attr-defined]
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(TaskError, match=f"rank 0: the task raised {type(what).__name__}: over"):
+            made.gradient(made.initial(), 4)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        with pytest.raises(KeyboardInterrupt if isinstance(what, KeyboardInterrupt) else TaskError):
+            made.gradient(made.initial(), 4)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def worker(cls: type[Task] = Small, rank: int = 0, **more: Any) -> Worker:

@@ -75,8 +75,8 @@ def test_the_command_describes_a_family(capsys: pytest.CaptureFixture[str], tmp_
     assert "roots of the pull graph W all nodes" in rows
     assert "depth 2 (pull tree 2, push tree 2)" in rows
     assert "widest node 0, with 3 children in the pull tree" in rows
-    assert "messages a round, rfast-tree 12" in rows
-    assert "messages a round, rfast 42" in rows
+    assert "edges that speak, rfast-tree 12, each up to 8 times a round" in rows
+    assert "edges that speak, rfast 42, each once a gradient of its sender" in rows
     assert any(line.startswith("pull graph W, models: 21 edges: 0 → 1 (0.25), ") for line in lines)
     assert png_size(tmp_path / "drawn.png")[0] >= 1000
 
