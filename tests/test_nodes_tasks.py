@@ -35,11 +35,11 @@ def train(nodes: list[Worker], rounds: int, lr: float, samples: int, momentum: f
 
 def test_every_file_is_here_is_short_and_explains_itself() -> None:
     files = sorted(NODES.glob("*.py"))
-    assert [f.name for f in files] == ["digits.py", "mnist.py", "quadratic.py"]
+    assert [f.name for f in files] == ["charlm.py", "cifar10.py", "digits.py", "mnist.py", "quadratic.py"]
     for file in files:
         text = file.read_text()
         assert text.startswith('"""')
-        assert len(text.splitlines()) <= 64
+        assert len(text.splitlines()) <= 116
         assert "main(" in text
         cls = load_task(str(file))
         Settings().resolved(cls.defaults)

@@ -18,7 +18,8 @@ gradients of its subtree, the root descends along the total, the model flows dow
 So one descent serves every link and all that was heard since the last. A report leaves C after the last if everybody
 who is prompt has been heard since, else after 2 C; a leaf is sent none while it would not use it.
 
-A child whose c has not moved for K = 10 rounds of P is set aside: its g, w and V leave the sum until it moves.
+A child whose c has not moved for K = 10 rounds of P is set aside: its g, w and V leave the sum until it moves. So is
+the node's own record.
 DESCEND is :mod:`rfast_zmq.core.descent`.
 
 Source: ``docs/algorithm.md``, changes 1 to 9; Algorithm 1: arXiv 2307.11617.
@@ -158,8 +159,8 @@ class PaceMeter:
 
     @property
     def round_s(self) -> float:
-        """Seconds of a round (0.0 until a quarter of one was seen)."""
-        return self._seconds / self._rounds if self._rounds > 0.25 else 0.0
+        """Seconds of a round. 0.0 until one was seen: the first reports of all come in one burst."""
+        return self._seconds / self._rounds if self._rounds > 1.0 else 0.0
 
 
 class TreeBucket:
@@ -176,7 +177,7 @@ class TreeBucket:
         self.alone_s = -inf
         """From when on it descends although no link has asked for the model."""
         self.staleness = 0.0
-        self.own = Record()
+        self.own = Child()
         self.children = {j: Child() for j in children}
         self._parts: list[Tensor] = []
         """What :meth:`total` summed last: while that is the same, so is the sum, and a repetition is the very same."""
@@ -184,7 +185,7 @@ class TreeBucket:
 
     def total(self) -> tuple[Tensor | None, float, float, int]:
         """S: (w·g, w, w·V, c) of the subtree, the set-aside children only by their c. ``g`` is never written to."""
-        records: list[Record] = [self.own, *(k for k in self.children.values() if not k.aside)]
+        records = [record for record in self._records() if not record.aside]
         said = [r for r in records if r.g is not None]
         c = self.count()
         if not said:
@@ -203,14 +204,14 @@ class TreeBucket:
 
     def all_heard(self, now: float, patience_s: float) -> bool:
         """Has everybody who can be counted on said something since the last report left?"""
-        records = (self.own, *(child for child in self.children.values() if not child.aside))
-        return not any(record.awaited(now, patience_s) for record in records)
+        return not any(record.awaited(now, patience_s) for record in self._records() if not record.aside)
 
     def look(self, now: float, pace_s: float) -> bool:
-        """Set aside the children that do not move (which takes some C to be seen); True if there were such."""
+        """Set aside those that do not move (which takes some C to be seen), this node itself among them; True if there
+        were such."""
         still = [
             child
-            for child in self.children.values()
+            for child in self._records()
             if child.g is not None
             and not (child.aside or child.final)
             and self.rounds - child.moved_at > ASIDE_ROUNDS
@@ -219,6 +220,10 @@ class TreeBucket:
         for child in still:
             child.aside = True
         return bool(still)
+
+    def _records(self) -> tuple[Child, ...]:
+        """Its own, and its children's."""
+        return (self.own, *self.children.values())
 
     def report_left(self) -> None:
         """What is in the windows was said: the next entry begins new ones."""
@@ -318,6 +323,7 @@ class RFastTree(Skeleton):
             self._note_interval(event.now)
         for b, (state, g) in enumerate(zip(self._state, event.gradient, strict=True)):
             own = state.own
+            own.moved_at, own.aside = state.rounds, False
             own.came(event.now, PROMPT_PACES * self.pace_s)
             own.add(
                 g if w == 1.0 else w * g,
@@ -327,7 +333,7 @@ class RFastTree(Skeleton):
                 size=float(event.samples),
             )
             actions += self._up(b, event.now)
-        return actions
+        return self._told_aside() + actions
 
     def _note_interval(self, now: float) -> None:
         """How often this node, a leaf of the pull tree, takes a model: the shorter intervals count at once, longer
@@ -450,10 +456,12 @@ class RFastTree(Skeleton):
     # ------------------------------------------------------------------------------------ what others ask
 
     def _set_aside(self) -> tuple[int, ...]:
-        return tuple(j for j in self.push_children if any(state.children[j].aside for state in self._state))
+        own = (self.rank,) if any(state.own.aside for state in self._state) else ()
+        return own + tuple(j for j in self.push_children if any(state.children[j].aside for state in self._state))
 
     def _staleness(self) -> float:
-        return sum(state.staleness for state in self._state) / self.buckets
+        descended = [s.staleness for s, d in zip(self._state, self._descent, strict=True) if d is not None]
+        return sum(descended) / max(len(descended), 1)
 
     def _idle_s(self) -> float:
         if self.pace_s > 0.0:

@@ -14,8 +14,9 @@ Closing, in three phases, proof against any loss because idle edges repeat thems
 
 A child whose connection is gone is not waited for, one that was set aside only for a moment; nor one silent for
 ``patience_s`` while the run closes (ten rounds of the run as it was measured, and at least ten seconds, for a lossy
-line may need some to get a word through). A node that hears no more of its parent meanwhile goes as well. None of this
-plays a part before the stop.
+line may need some to get a word through); nor, after three times that, one that speaks but has not heard of the end:
+where the trees differ, its parent in the pull tree may have died. A node that hears no more of its parent meanwhile
+goes as well. None of this plays a part before the stop.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from rfast_zmq.core.events import Number
 
 PATIENCE_ROUNDS = 10.0
 PATIENCE_LEAST_S = 10.0
+ORPHANED = 3.0
+"""A child that speaks, but after so many times the patience has still not heard of the end, never will."""
 ASIDE_S = 2.0
 """A child that was set aside is told of the end for so long."""
 COUNT_MOST = 2**62
@@ -215,7 +218,9 @@ class Closing:
         return self.phase is Phase.LEAVE and (not awaited or waited_s > patience_s)
 
     def _silent(self, child: int, patience_s: float, now: float) -> bool:
-        return now - max(self._heard_s[child], self._since_s) > patience_s
+        return (
+            now - max(self._heard_s[child], self._since_s) > patience_s or now - self._since_s > ORPHANED * patience_s
+        )
 
 
 def patience_s(round_s: float, pace_s: float = 0.0) -> float:

@@ -23,11 +23,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from rfast_zmq.core.finite import is_finite
 from rfast_zmq.errors import UsageError
 
 PACKINGS = ("float32", "bf16", "int8")
 BLOCK = 256
 LARGEST_CODE = 127
+LARGEST_BF16 = torch.finfo(torch.bfloat16).max
 
 
 def check_packing(packing: str) -> None:
@@ -56,7 +58,7 @@ def pack(values: Tensor, packing: str) -> Tensor:
         1-D uint8, :func:`packed_bytes` long, freshly made.
     """
     if packing == "bf16":
-        return values.to(torch.bfloat16).view(torch.uint8)
+        return values.clamp(-LARGEST_BF16, LARGEST_BF16).to(torch.bfloat16).view(torch.uint8)
     blocks = pad(values, (0, -len(values) % BLOCK)).view(-1, BLOCK)
     scales = blocks.abs().amax(1).div_(LARGEST_CODE)
     # A block of zeros, or of numbers so small that 1/scale is none, is all 0.
@@ -121,7 +123,8 @@ class Packer:
         meant = values if error is None else values + error
         packed = pack(meant, self._packing)
         said = unpack(packed, len(values), self._packing)
-        self._error[key] = meant - said
+        left = meant - said
+        self._error[key] = left if is_finite(left) else torch.zeros_like(left)  # one overflow must not stay for ever
         self.off[key] = said - values
         self._said[key] = values, packed, said
         return packed, said

@@ -59,7 +59,9 @@ class Scorer:
             await asyncio.wait({self._task})
 
     def close(self) -> None:
-        """End the thread."""
+        """End the thread; what is being scored is of no interest any more."""
+        if self._task is not None:
+            self._task.cancel()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _score(self, model: tuple[Tensor, ...], point: Point) -> None:

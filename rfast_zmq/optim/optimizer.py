@@ -43,7 +43,7 @@ from rfast_zmq.node.gradients import Gradient
 from rfast_zmq.optim.background import Background, log
 from rfast_zmq.optim.rendezvous import meet
 from rfast_zmq.settings import Settings
-from rfast_zmq.task import OwnModel, Task
+from rfast_zmq.task import OwnModel, Task, check_weight
 from rfast_zmq.topology import is_file
 from rfast_zmq.transport import Addresses, check_exposure
 
@@ -69,7 +69,7 @@ class RFast(torch.optim.Optimizer):
         global_batch: B, the samples of a round; None: ``batch`` of every node.
         samples: end the run after so many samples of all nodes; None: when the root closes.
         clip_norm: the most that the norm of a round's mean gradient may be; None: any.
-        weight: this node's weight in the mean over nodes, above 0.
+        weight: this node's weight in the mean over nodes; 1 is an even share.
         module: the module, where ``params`` are param groups of it.
         pace, resend, drop, duplicate, reorder, seed: as for ``rfast node``.
         run_id, insecure: as for ``rfast node``.
@@ -110,8 +110,7 @@ class RFast(torch.optim.Optimizer):
         super().__init__(params, defaults)
         if batch < 1:
             raise UsageError(f"batch={batch}: the samples behind one step must be 1 or more")
-        if not 0 < weight < float("inf"):
-            raise UsageError(f"weight={weight}: must be a number above 0")
+        check_weight("weight", weight)
         own = [p for group in self.param_groups for p in group["params"]]
         self._model = OwnModel(_holding(own) if module is None else module, self.param_groups, weight)
         under_torchrun = rank is None and "RANK" in os.environ and "WORLD_SIZE" in os.environ

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import json
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -49,6 +50,8 @@ from rfast_zmq.results import NodePoint, Point, Result
 from rfast_zmq.task import Worker
 from rfast_zmq.wire import Codec
 
+HELD_MOST = 3
+"""Messages of an edge and bucket that wait for a node that stands still."""
 TICK_S = 0.25
 AFTER_ROOT_S = 60.0
 """Below a node that stands still for ever nobody hears that the run has ended; so long they are followed."""
@@ -87,6 +90,8 @@ class _Node:
         self.faults: dict[Edge, LinkFaults[Message]] = {
             e: plan.faults.link(e.graph, e.src, e.dst) for e in self.algorithm.in_edges
         }
+        self.held: dict[tuple[Edge, int], deque[list[bytes | memoryview]]] = {}
+        """What reached it while it stands still."""
         self.computing = self.gone = self.stopping = False
         self.samples = 0
         self.bytes = self.messages = 0
@@ -123,6 +128,8 @@ class Simulator:
             raise UsageError("--samples: a simulation needs an end; give the number of samples")
         if not 0 <= latency_s < inf:
             raise UsageError(f"--latency {latency_s}: must be 0 or more seconds")
+        if any(h.rank == plan.topology.root and h.until_s == inf for h in halts):
+            raise UsageError(f"--halt {plan.topology.root}: the root must go on some time, or the run cannot end")
         self.plan, self.latency_s, self._trace, self._progress = plan, latency_s, trace, progress
         self.now = 0.0
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
@@ -164,8 +171,7 @@ class Simulator:
         """As :meth:`_at`, for something that ``node`` does itself: not while it stands still, nor once it is gone."""
 
         def guarded() -> None:
-            halts = (h for h in self._halts if h.rank == node.rank and h.at_s <= self.now < h.until_s)
-            until = max((h.until_s for h in halts), default=0.0)
+            until = self._still_until(node)
             if until == inf or node.gone:
                 return
             if until > self.now:
@@ -174,6 +180,11 @@ class Simulator:
                 act()
 
         self._at(time_s, guarded)
+
+    def _still_until(self, node: _Node) -> float:
+        """Until when it stands still; not after now if it does not."""
+        halts = (h for h in self._halts if h.rank == node.rank and h.at_s <= self.now < h.until_s)
+        return max((h.until_s for h in halts), default=0.0)
 
     # -------------------------------------------------------------------------------------- events and actions
 
@@ -252,7 +263,27 @@ class Simulator:
         node.bytes += len(header) + len(payload)
         node.messages += 1
         target = self.nodes[message.edge.dst]
-        self._for(target, self.now + self.latency_s, lambda: self._arrive(target, [header, payload]))
+        self._at(self.now + self.latency_s, lambda: self._reach(target, message, [header, payload]))
+
+    def _reach(self, node: _Node, message: Message, frames: list[bytes | memoryview]) -> None:
+        """A message reaches a node: if that stands still, its socket, which holds no more than a few of each edge and
+        bucket (of a line that takes no more the sender would keep the newest)."""
+        until = self._still_until(node)
+        if until <= self.now:
+            if not node.gone:
+                self._arrive(node, frames)
+            return
+        slot = message.edge, message.bucket
+        if slot not in node.held:
+            node.held[slot] = deque(maxlen=HELD_MOST)
+            if until < inf:
+                self._at(until, lambda: self._release(node, slot))
+        node.held[slot].append(frames)
+
+    def _release(self, node: _Node, slot: tuple[Edge, int]) -> None:
+        for frames in node.held.pop(slot):
+            if not node.gone:
+                self._arrive(node, frames)
 
     def _arrive(self, node: _Node, frames: list[bytes | memoryview]) -> None:
         try:

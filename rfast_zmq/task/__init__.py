@@ -4,7 +4,7 @@ from rfast_zmq.task.flat import BUCKET_BYTES, Bucket, Entry, FlatModel, Group, L
 from rfast_zmq.task.own import OwnModel, Trained
 from rfast_zmq.task.splits import check_split, split
 from rfast_zmq.task.task import Task, load_task, make_task
-from rfast_zmq.task.worker import Worker
+from rfast_zmq.task.worker import Worker, check_weight
 
 __all__ = [
     "BUCKET_BYTES",
@@ -19,6 +19,7 @@ __all__ = [
     "Trained",
     "Worker",
     "check_split",
+    "check_weight",
     "load_task",
     "make_task",
     "split",

@@ -25,6 +25,8 @@ from rfast_zmq.task.sampler import make_feed, to_device
 from rfast_zmq.task.task import Task
 
 T = TypeVar("T")
+WEIGHT_LEAST, WEIGHT_MOST = 1e-6, 1e6
+"""Nodes' weights are relative: what counts is how they compare; in the sums they must not drown in each other."""
 
 
 class Worker:
@@ -69,8 +71,7 @@ class Worker:
             self._flat = FlatModel(module, groups=task.parameter_group)
             self._feed = make_feed(task.train_data(rank, settings.count), settings.seed, rank)
             self.weight = float(task.weight())
-        if not (isfinite(self.weight) and self.weight > 0):
-            raise UsageError(f"rank {rank}: the task's weight() is {self.weight}: must be a number above 0")
+        check_weight(f"rank {rank}: the task's weight() is", self.weight)
         self.layout = self._flat.layout
         # Copied now and not when first used: then another thread may be in the middle of a training step.
         self._scored = FlatModel(copy.deepcopy(module), groups=task.parameter_group) if evaluates else None
@@ -203,3 +204,13 @@ def _ctrl_c_raises() -> bool:
 def _seed(*parts: int) -> int:
     """64 bits from some numbers."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little")
+
+
+def check_weight(what: str, weight: float) -> None:
+    """Can a node have this weight?
+
+    Raises:
+        UsageError: no.
+    """
+    if not WEIGHT_LEAST <= weight <= WEIGHT_MOST:
+        raise UsageError(f"{what} {weight}: must be from {WEIGHT_LEAST:g} to {WEIGHT_MOST:g}, where 1 is an even share")

@@ -105,3 +105,14 @@ def test_keys_have_errors_of_their_own() -> None:
 def test_an_unknown_packing_is_refused() -> None:
     with pytest.raises(UsageError, match="--wire fp4: one of float32, bf16, int8"):
         check_packing("fp4")
+
+
+@pytest.mark.parametrize("packing", PACKED)
+def test_what_once_was_too_large_is_forgotten(packing: str) -> None:
+    packer = Packer(packing)
+    for huge in (3.4e38, float("inf"), float("nan")):
+        packer.say("a", torch.tensor([huge, 1.0]))
+        for _ in range(3):
+            _, said = packer.say("a", torch.rand(2) + 1)
+        assert bool(torch.isfinite(said).all())
+    assert bool(torch.isfinite(unpack(pack(torch.tensor([3.4e38]), packing), 1, packing)).all())
