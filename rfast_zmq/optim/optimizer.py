@@ -318,6 +318,16 @@ class RFast(torch.optim.Optimizer):
             for name, t in flat.module.named_buffers():
                 t.copy_(buffers[name])
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Only while the optimiser is made: every node must have the same layout from the first model on.
+
+        Raises:
+            UsageError: it has been made.
+        """
+        if hasattr(self, "_model"):
+            raise UsageError("add_param_group: give all parameters when the optimiser is made, and freeze none later")
+        super().add_param_group(param_group)
+
     # -------------------------------------------------------------------------------------- the end
 
     def close(self) -> None:

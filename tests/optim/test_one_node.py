@@ -386,6 +386,12 @@ def test_a_state_of_another_model_or_too_late_is_refused() -> None:
         other.load_state_dict(saved)
 
 
+def test_a_group_that_comes_later_is_refused() -> None:
+    opt = optim.SGD(net(), batch=4)
+    with pytest.raises(UsageError, match="when the optimiser is made"):
+        opt.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
+
+
 def test_a_scheduler_that_cannot_go_by_rounds_is_refused() -> None:
     opt, other = optim.SGD(net(), batch=4), optim.SGD(net(), batch=4)
     with pytest.raises(UsageError, match="made for another optimiser"):
