@@ -67,7 +67,7 @@ def test_the_change_to_a_loop_of_ones_own_is_small_and_both_scripts_learn(tmp_pa
     assert all(line[0] in " +-" for line in diff)
     for name, side in (("before", "-"), ("after", "+")):
         script = "".join(f"{line[1:]}\n" for line in diff if line[0] in (" ", side))
-        (tmp_path / f"{name}.py").write_text(script.replace("40_000", "20_000").replace("range(20)", "range(8)"))
+        (tmp_path / f"{name}.py").write_text(script.replace("80_000", "50_000").replace("range(20)", "range(8)"))
     ports = iter(free_ports(4))
     example = (ROOT / "topologies" / "two-hosts.toml").read_text()
     (tmp_path / "two-hosts.toml").write_text(re.sub(r"(?<=127\.0\.0\.1:)\d+", lambda _: str(next(ports)), example))
@@ -77,8 +77,10 @@ def test_the_change_to_a_loop_of_ones_own_is_small_and_both_scripts_learn(tmp_pa
             [sys.executable, *words], cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
 
-    running = [start("before.py"), start("after.py", "0"), start("after.py", "1")]
-    said = [process.communicate(timeout=150) for process in running]
+    running = [start("before.py"), start("after.py", "1")]
+    before_said = running[0].communicate(timeout=150)  # the other waits for its first model meanwhile
+    running.append(start("after.py", "0"))
+    said = [before_said, running[2].communicate(timeout=150), running[1].communicate(timeout=150)]
     assert [process.returncode for process in running] == [0, 0, 0], said
     before, root, _ = (float(out.split()[-1]) for out, _ in said)
     assert before > 0.9

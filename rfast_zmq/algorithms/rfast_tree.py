@@ -56,8 +56,8 @@ from rfast_zmq.core.slots import PATIENT
 
 ASIDE_ROUNDS = 10.0
 """K: a child whose count has not moved for so many rounds is set aside."""
-ASIDE_PACES = 4.0
-"""Nor before it could have been heard: so many C."""
+ASIDE_PACES, ASIDE_LEAST_S = 4.0, 0.25
+"""Nor before it could have been heard: so many C, nor in a moment in which a machine may be busy with something else."""
 WEIGHT_LEAST = 1e-9
 """A record of less weight is none."""
 PACE_OF_ROUND = 1 / 8
@@ -215,7 +215,7 @@ class TreeBucket:
             if child.g is not None
             and not (child.aside or child.final)
             and self.rounds - child.moved_at > ASIDE_ROUNDS
-            and child.silent_s(now) >= ASIDE_PACES * pace_s
+            and child.silent_s(now) >= max(ASIDE_PACES * pace_s, ASIDE_LEAST_S)
         ]
         for child in still:
             child.aside = True

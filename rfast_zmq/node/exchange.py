@@ -317,6 +317,7 @@ class Exchange:
         Args:
             least_s: it will probably take longer than this (None: not known).
         """
+        self.computed()
         if self._models is not None and not self._closing:
             can_wait = self._few_came("W")
             self._models.listen(not can_wait)

@@ -397,6 +397,8 @@ class Solo:
         )
         self.node: Any = ALGORITHMS[name](self.config)
         self.rank, self.now, self._counter = rank, 0.0, 0
+        self.between_s = 0.0
+        """Passes before each message that is heard."""
         self.tell(Started)
 
     def tell(self, kind: Callable[..., Event], *rest: Any) -> list[Action]:
@@ -424,6 +426,7 @@ class Solo:
     ) -> list[Action]:
         """A neighbour's message arrives."""
         self._counter += 1
+        self.now += self.between_s
         edge = next(e for e in self.node.in_edges if (e.graph, e.src) == (graph, src))
         stamp = stamp or (1, self._counter)
         return self.tell(Received, message_on(self.node, edge, self.vector(values), stamp, bucket, **numbers))

@@ -509,6 +509,7 @@ def test_3_no_progress_is_lost_where_links_ask_seldom_nor_at_the_end() -> None:
 def silent_child(rounds: float) -> tuple[Solo, list[Action]]:
     """A root that heard child 1 once, and then only child 2 for so many rounds."""
     solo = root(optimizer="sgd", lr=0.01)
+    solo.between_s = 1.0
     actions = solo.hear("A", 1, [100.0], w=1.0, wV=0.0, c=4, samples=4, weight=1.0, loss=9.0)
     for k in range(1, round(rounds * BATCH) + 1):
         actions += solo.hear("A", 2, [1.0], w=1.0, wV=0.0, c=k, samples=k, weight=1.0, loss=1.0)
@@ -558,6 +559,7 @@ def test_it_counts_again_when_it_moves_and_not_before() -> None:
 
 def test_an_inner_node_sets_aside_by_the_P_of_the_models_it_hears_and_says_so_in_its_report() -> None:
     solo = inner()
+    solo.between_s = 1.0
     solo.gradient([1.0])
     solo.hear("W", 0, [0.0], P=3.0)
     solo.hear("A", 3, [5.0], w=1.0, c=2)
@@ -572,6 +574,7 @@ def test_an_inner_node_sets_aside_by_the_P_of_the_models_it_hears_and_says_so_in
 def test_who_has_said_its_last_word_need_not_move() -> None:
     """Its parent may hear of the end later than it did."""
     solo = inner()
+    solo.between_s = 1.0
     solo.hear("A", 3, [5.0], w=1.0, c=2, final=True)
     assert not any(isinstance(a, SetAside) for a in solo.hear("W", 0, [0.0], P=2 * ASIDE_ROUNDS))
     solo.hear("A", 4, [5.0], w=1.0, c=2, final=False)
@@ -834,6 +837,7 @@ def test_a_child_of_many_buckets_is_set_aside_and_counted_again_in_one_word_each
         return [a for actions in lists for a in actions if isinstance(a, SetAside | CountsAgain)]
 
     def from_child(counter: int, c: int) -> list[Action]:
+        solo.now += 1.0
         numbers = {"final": False, **Count().numbers(), "w": 1.0, "wV": 0.0, "c": c, "next_s": 0.0}
         messages = [
             Message(Edge("A", 1, 0), b, Stamp(1, counter), torch.ones(2, dtype=torch.float64), numbers)
@@ -892,6 +896,7 @@ def test_a_step_to_a_model_that_is_not_finite_is_not_taken_and_the_run_is_in_tro
 def test_a_node_whose_own_worker_hangs_is_set_aside_by_itself_and_counts_again(rank: int) -> None:
     """As a leaf is by its parent: its old gradient is no part of the sum any more, at the root and at an inner node."""
     solo = root(optimizer="sgd", lr=0.01) if rank == 0 else inner()
+    solo.between_s = 1.0
     solo.gradient([100.0], samples=1)
     child = 1 if rank == 0 else 3
     actions: list[Action] = []
