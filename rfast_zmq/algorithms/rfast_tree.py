@@ -57,7 +57,7 @@ from rfast_zmq.core.slots import PATIENT
 ASIDE_ROUNDS = 10.0
 """K: a child whose count has not moved for so many rounds is set aside."""
 ASIDE_PACES, ASIDE_LEAST_S = 4.0, 0.25
-"""Nor before it could have been heard: so many C, nor in a moment in which a machine may be busy with something else."""
+"""Nor before it could have been heard (so many C), nor in a moment in which a machine may be busy with other things."""
 WEIGHT_LEAST = 1e-9
 """A record of less weight is none."""
 PACE_OF_ROUND = 1 / 8
