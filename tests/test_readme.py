@@ -67,7 +67,10 @@ def test_the_change_to_a_loop_of_ones_own_is_small_and_both_scripts_learn(tmp_pa
     assert all(line[0] in " +-" for line in diff)
     for name, side in (("before", "-"), ("after", "+")):
         script = "".join(f"{line[1:]}\n" for line in diff if line[0] in (" ", side))
-        (tmp_path / f"{name}.py").write_text(script.replace("80_000", "50_000").replace("range(20)", "range(8)"))
+        script = script.replace("80_000", "40_000").replace("range(20)", "range(8)")
+        if name == "after":  # a step of a larger model: so small a one is done before a busy machine turns to the other
+            script = script.replace("opt.step()", "opt.step()\n        __import__('time').sleep(0.003)")
+        (tmp_path / f"{name}.py").write_text(script)
     ports = iter(free_ports(4))
     example = (ROOT / "topologies" / "two-hosts.toml").read_text()
     (tmp_path / "two-hosts.toml").write_text(re.sub(r"(?<=127\.0\.0\.1:)\d+", lambda _: str(next(ports)), example))
@@ -84,7 +87,7 @@ def test_the_change_to_a_loop_of_ones_own_is_small_and_both_scripts_learn(tmp_pa
     assert [process.returncode for process in running] == [0, 0, 0], said
     before, root, _ = (float(out.split()[-1]) for out, _ in said)
     assert before > 0.9
-    assert root > 0.9, said  # of all ten digits, five of which it never saw
+    assert root > 0.85, said  # of all ten digits, five of which it never saw: alone it would be at .5
 
 
 # ------------------------------------------------------------------------------------------- command lines
