@@ -26,6 +26,7 @@ from rfast_zmq.core.events import (
     Tick,
     Transmit,
 )
+from rfast_zmq.task.flat import Layout
 from rfast_zmq.topology import FAMILIES
 
 from .network import KINDS, Network, Operation, Quadratic, Solo, digest, fingerprint, leaves, message_on, topology_of
@@ -114,6 +115,18 @@ def test_I3_accepted_stamps_strictly_increase(name: str, stamps: list[tuple[int,
             newest, accepted = stamp, accepted + 1
         assert solo.node.status().accepted == accepted
     assert solo.node.status().accepted + solo.node.status().stale == len(stamps)
+
+
+@every_algorithm
+def test_I3_each_bucket_has_stamps_of_its_own(name: str) -> None:
+    """A message of one bucket that comes late is no older for what was heard of another."""
+    layout = Layout.vector(2, dtype=torch.float64, bucket=1)
+    solo = Solo(topology_of("line", 2), 0, (0.0, 0.0), name=name, layout=layout)
+    solo.hear("A", 1, [1.0], stamp=(1, 5), bucket=0)
+    solo.hear("A", 1, [1.0], stamp=(1, 4), bucket=1)
+    assert (solo.node.status().accepted, solo.node.status().stale) == (2, 0)
+    solo.hear("A", 1, [1.0], stamp=(1, 4), bucket=0)
+    assert (solo.node.status().accepted, solo.node.status().stale) == (2, 1)
 
 
 @every_algorithm
