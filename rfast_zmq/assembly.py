@@ -18,8 +18,6 @@ from rfast_zmq.task.task import make_task
 from rfast_zmq.topology import Topology, build, is_file
 from rfast_zmq.wire import Codec
 
-DEFAULT_WIRE = WIRES[0]
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -56,7 +54,7 @@ class Plan:
         assert settings.split is not None
         assert settings.optimizer is not None
         check_split(settings.split)
-        clips, packs = settings.clip_norm is not None, settings.wire != DEFAULT_WIRE
+        clips, packs = settings.clip_norm is not None, settings.wire != WIRES[0]
         algorithm(settings.algorithm, settings.optimizer, clips=clips, packs=packs)
         for straggler in settings.straggler:
             if ":" not in straggler:

@@ -24,22 +24,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from rfast_zmq.core.finite import is_finite
-from rfast_zmq.errors import UsageError
+from rfast_zmq.settings import WIRES
 
-PACKINGS = ("float32", "bf16", "int8")
+PACKINGS = WIRES
 BLOCK = 256
 LARGEST_CODE = 127
 LARGEST_BF16 = torch.finfo(torch.bfloat16).max
-
-
-def check_packing(packing: str) -> None:
-    """Is there such a one?
-
-    Raises:
-        UsageError: no.
-    """
-    if packing not in PACKINGS:
-        raise UsageError(f"--wire {packing}: one of {', '.join(PACKINGS)}")
 
 
 def packed_bytes(size: int, packing: str) -> int:

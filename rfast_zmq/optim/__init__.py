@@ -39,18 +39,21 @@ class SGD(RFast):
 
 
 class _OfAdamsKind(RFast):
-    _rule = "adam"
+    _rule, _lr, _weight_decay = "adam", 1e-3, 0.0
 
     def __init__(
         self,
         params: nn.Module | Iterable[Any],
-        lr: float = 1e-3,
+        lr: float | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
-        weight_decay: float = 0.0,
+        weight_decay: float | None = None,
         **run: Any,
     ) -> None:
-        defaults = {"lr": lr, "weight_decay": weight_decay}
+        defaults = {
+            "lr": self._lr if lr is None else lr,
+            "weight_decay": self._weight_decay if weight_decay is None else weight_decay,
+        }
         super().__init__(params, self._rule, defaults, momentum=betas[0], beta2=betas[1], eps=eps, **run)
 
 
@@ -59,51 +62,20 @@ class Adam(_OfAdamsKind):
 
     Args:
         params: as :class:`RFast`.
-        lr, betas, eps, weight_decay: as torch's.
+        lr, betas, eps, weight_decay: as torch's, with its defaults.
         run: the arguments of :class:`RFast`.
     """
 
 
 class AdamW(_OfAdamsKind):
-    """In place of ``torch.optim.AdamW``.
+    """In place of ``torch.optim.AdamW``; the arguments of :class:`Adam`."""
 
-    Args:
-        params: as :class:`RFast`.
-        lr, betas, eps, weight_decay: as torch's.
-        run: the arguments of :class:`RFast`.
-    """
-
-    def __init__(
-        self,
-        params: nn.Module | Iterable[Any],
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.01,
-        **run: Any,
-    ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay, **run)
+    _weight_decay = 0.01
 
 
 class NAdam(_OfAdamsKind):
     """In place of ``torch.optim.NAdam``, which differs in form: it looks ahead with the second moment of before, and by
-    a momentum that grows. Weight decay is decoupled.
-
-    Args:
-        params: as :class:`RFast`.
-        lr, betas, eps, weight_decay: as torch's.
-        run: the arguments of :class:`RFast`.
+    a momentum that grows. The arguments of :class:`Adam`; weight decay is decoupled.
     """
 
-    _rule = "nadam"
-
-    def __init__(
-        self,
-        params: nn.Module | Iterable[Any],
-        lr: float = 2e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        **run: Any,
-    ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay, **run)
+    _rule, _lr = "nadam", 2e-3

@@ -230,7 +230,7 @@ def make_task(cls: type[Task], settings: Settings, rank: int = 0) -> Task:
         return cls(settings.resolved(cls.defaults), rank)
     except RfastError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise TaskError(rank, traceback.format_exc()) from error
 
 

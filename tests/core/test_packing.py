@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rfast_zmq.core.packing import BLOCK, PACKINGS, Packer, check_packing, pack, packed_bytes, unpack
+from rfast_zmq.core.packing import BLOCK, PACKINGS, Packer, pack, packed_bytes, unpack
 from rfast_zmq.errors import UsageError
+from rfast_zmq.settings import Settings
 
 SIZES = st.one_of(st.integers(1, 20), st.sampled_from([255, 256, 257, 512, 700]))
 PACKED = [p for p in PACKINGS if p != "float32"]
@@ -104,7 +105,7 @@ def test_keys_have_errors_of_their_own() -> None:
 
 def test_an_unknown_packing_is_refused() -> None:
     with pytest.raises(UsageError, match="--wire fp4: one of float32, bf16, int8"):
-        check_packing("fp4")
+        Settings(wire="fp4")
 
 
 @pytest.mark.parametrize("packing", PACKED)
