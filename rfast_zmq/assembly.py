@@ -69,7 +69,14 @@ class Plan:
     def worker(self, rank: int) -> Worker:
         """The task on one node (evaluations run at the root)."""
         task, evaluates = make_task(self.task, self.settings, rank), rank == self.topology.root
-        return Worker(task, self.settings, rank, _device(self.settings.device), evaluates=evaluates)
+        return Worker(
+            task,
+            self.settings,
+            rank,
+            _device(self.settings.device),
+            evaluates=evaluates,
+            turns=len(self.topology.pull_trees),
+        )
 
     def node(self, rank: int, worker: Trained, incarnation: int) -> Algorithm:
         """The algorithm's state of one node."""

@@ -23,6 +23,8 @@ DEFAULTS: dict[str, Any] = {
     "split": "iid",
 }
 DEFAULT_NODES = 7
+BUCKET_BYTES = 1 << 20
+BUCKET_BYTES_LEAST, BUCKET_BYTES_MOST = 1 << 10, 1 << 24
 SEED_MAX = 2**63 - 1
 WIRES = ("float32", "bf16", "int8")
 OPTIMIZERS = ("nadam", "adam", "sgd", "momentum", "nesterov")
@@ -52,6 +54,7 @@ class Settings:
         straggler: ``RANK:FACTOR`` each.
         pace: C in seconds; None: chosen by the algorithm.
         resend: idle resend in seconds; None: chosen by the algorithm.
+        bucket_bytes: a message carries at most so many bytes of the model (before ``wire`` makes them fewer).
         wire: how payloads travel: ``float32``, ``bf16`` or ``int8``.
         drop, duplicate, reorder: probabilities for every received message.
         seed: of everything drawn.
@@ -80,6 +83,7 @@ class Settings:
     straggler: tuple[str, ...] = ()
     pace: float | None = None
     resend: float | None = None
+    bucket_bytes: int = BUCKET_BYTES
     wire: str = "float32"
     drop: float = 0.0
     duplicate: float = 0.0
@@ -183,5 +187,11 @@ def _check(s: Settings) -> None:
     for flag in ("drop", "duplicate", "reorder"):
         value = getattr(s, flag)
         need(0 <= value < 1, flag, value, "a probability: at least 0 and below 1")
+    need(
+        BUCKET_BYTES_LEAST <= s.bucket_bytes <= BUCKET_BYTES_MOST,
+        "bucket-bytes",
+        s.bucket_bytes,
+        f"from {BUCKET_BYTES_LEAST} to {BUCKET_BYTES_MOST}",
+    )
     need(s.wire in WIRES, "wire", s.wire, f"one of {', '.join(WIRES)}")
     check_seed(s.seed)

@@ -24,6 +24,7 @@ ALL = Settings(
     eps=1e-6,
     weight_decay=1e-4,
     clip_norm=2.0,
+    bucket_bytes=65536,
     wire="int8",
     global_batch=30,
     report_batch=5,

@@ -244,20 +244,17 @@ class RFastTree(Skeleton):
     packs: ClassVar[bool] = True
 
     def __init__(self, config: NodeConfig) -> None:
-        pull, push, rank = config.topology.pull_tree, config.topology.push_tree, config.rank
-        out, into = [Edge("W", rank, j) for j in pull.children[rank]], [Edge("A", j, rank) for j in push.children[rank]]
-        if (parent := push.parent[rank]) is not None:
-            out.append(Edge("A", rank, parent))
-        if (parent := pull.parent[rank]) is not None:
-            into.append(Edge("W", parent, rank))
-        super().__init__(config, out, into)
-        layout = config.layout
-        self._state = [TreeBucket(self.push_children) for _ in layout.buckets]
+        layout, rank = config.layout, config.rank
+        self._along, into = _edges(config)
+        super().__init__(config, self._along, into)
+        self._expected = [{edge for edge, along in into.items() if b in along} for b in range(self.buckets)]
+        self._state = [TreeBucket(self.push_tree(b).children[rank]) for b in range(self.buckets)]
         self._descent: list[Descent | None] = [None] * self.buckets
         clipped = [bucket.size if bucket.kind == "parameters" else 0 for bucket in layout.buckets]
         self._norm = None if config.clip_norm is None else Norm(config.clip_norm, clipped)
         self._aside: tuple[int, ...] = ()
-        self._listeners = pull.children[rank]
+        self._listens = [bool(self.pull_tree(b).children[rank]) for b in range(self.buckets)]
+        """Per bucket, whether somebody takes its models from this node."""
         self._hold_s: dict[int, float] = {}
         """Per child that is a leaf of the pull tree: until when it computes at the model it has."""
         self._broken = False
@@ -288,6 +285,9 @@ class RFastTree(Skeleton):
         own: dict[str, type] = {"P": float} if graph == "W" else {"w": float, "wV": float, "c": int, "next_s": float}
         return {**super().numbers(graph), **own}
 
+    def buckets_along(self, edge: Edge) -> tuple[int, ...]:
+        return self._along[edge]
+
     # ------------------------------------------------------------------------------------ events
 
     def _started(self, now: float) -> list[Action]:
@@ -301,11 +301,11 @@ class RFastTree(Skeleton):
 
     @property
     def models_can_wait(self) -> bool:
-        return not self._listeners
+        return not any(self._listens)
 
     @property
     def gradient_makes_model(self) -> bool:
-        return self.is_root and (not self._listeners or self._own_samples > AHEAD_MOST * self.config.global_batch)
+        return self.is_root and (not any(self._listens) or self._own_samples > AHEAD_MOST * self.config.global_batch)
 
     def not_before(self, edge: Edge) -> float:
         return self._hold_s.get(edge.dst, -inf) if edge.graph == "W" and self._closing.running else -inf
@@ -319,7 +319,7 @@ class RFastTree(Skeleton):
     def _gradient(self, event: GradientReady) -> list[Action]:
         w, actions = self.config.weight, []
         self._own_samples = event.samples
-        if not self._listeners:
+        if not any(self._listens):
             self._note_interval(event.now)
         for b, (state, g) in enumerate(zip(self._state, event.gradient, strict=True)):
             own = state.own
@@ -355,6 +355,8 @@ class RFastTree(Skeleton):
     def _received(self, message: Message, now: float) -> list[Action]:
         b, numbers = message.bucket, message.numbers
         state = self._state[b]
+        if message.edge not in self._expected[b]:  # it is along another tree that this bucket goes
+            return []
         if message.edge.graph == "W":
             had = self._ready()
             state.x, state.rounds = message.payload, bounded(numbers["P"])
@@ -394,7 +396,7 @@ class RFastTree(Skeleton):
         if state.count() <= state.last:
             return actions
         much = state.count() - state.last >= ROUND_UNASKED * self.config.global_batch  # more than a round would be lost
-        if not self._listeners or now >= state.alone_s or much:
+        if not self._listens[b] or now >= state.alone_s or much:
             self._take_step(b, now)
         return actions + self._mark("W", b, paces=paces)
 
@@ -457,7 +459,7 @@ class RFastTree(Skeleton):
 
     def _set_aside(self) -> tuple[int, ...]:
         own = (self.rank,) if any(state.own.aside for state in self._state) else ()
-        return own + tuple(j for j in self.push_children if any(state.children[j].aside for state in self._state))
+        return own + tuple({j: None for state in self._state for j, child in state.children.items() if child.aside})
 
     def _staleness(self) -> float:
         descended = [s.staleness for s, d in zip(self._state, self._descent, strict=True) if d is not None]
@@ -501,9 +503,9 @@ class RFastTree(Skeleton):
         ``sum``: S, of the subtree; ``samples``: own."""
         zero = [torch.zeros(bucket.size, dtype=self.config.layout.dtype) for bucket in self.config.layout.buckets]
         own = [z if s.own.g is None else s.own.g for s, z in zip(self._state, zero, strict=True)]
-        if self._packer is not None and self.push_parent is not None:
-            up = Edge("A", self.rank, self.push_parent)
-            own = [g + self._packer.off.get((up, b), 0.0) for b, g in enumerate(own)]
+        if self._packer is not None:
+            said = {b: edge for edge, along in self._along.items() if edge.graph == "A" for b in along}
+            own = [g + self._packer.off.get((said.get(b), b), 0.0) for b, g in enumerate(own)]
         totals = [z if (t := s.total()[0]) is None else t for s, z in zip(self._state, zero, strict=True)]
         return {"own": torch.cat(own), "sum": torch.cat(totals), "samples": float(self._own.samples)}
 
@@ -514,3 +516,21 @@ class RFastTree(Skeleton):
         total = torch.as_tensor(records[root]["sum"]).double()
         scale = max(float(g.abs().max()) for g in own)
         return float((total - sum(own)).abs().max()) / max(scale, SCALE_LEAST)
+
+
+def _edges(config: NodeConfig) -> tuple[dict[Edge, tuple[int, ...]], dict[Edge, tuple[int, ...]]]:
+    """A node's out-edges and its in-edges, with the buckets that travel along each."""
+    out: dict[Edge, tuple[int, ...]] = {}
+    into: dict[Edge, tuple[int, ...]] = {}
+    topology, rank = config.topology, config.rank
+    for b in range(len(config.layout.buckets)):
+        pull = topology.pull_trees[b % len(topology.pull_trees)]
+        push = topology.push_trees[b % len(topology.push_trees)]
+        away = [Edge("W", rank, j) for j in pull.children[rank]]
+        here = [Edge("A", j, rank) for j in push.children[rank]]
+        away += [Edge("A", rank, parent) for parent in (push.parent[rank],) if parent is not None]
+        here += [Edge("W", parent, rank) for parent in (pull.parent[rank],) if parent is not None]
+        for edges, found in ((out, away), (into, here)):
+            for edge in found:
+                edges[edge] = (*edges.get(edge, ()), b)
+    return out, into

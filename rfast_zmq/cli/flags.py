@@ -61,7 +61,8 @@ class Flags:
     nodes: Annotated[int | None, _RUN, WHOLE] = None
     """Number of nodes. Default: those of the topology's file, or 7."""
     topology: Annotated[str | None, _RUN] = None
-    """binary-tree, line, star, ring, exponential, mesh, complete, random:K, or a TOML file. Default: binary-tree."""
+    """binary-tree, double-tree, line, star, ring, exponential, mesh, complete, random:K, or a TOML file. Default:
+    binary-tree."""
     algorithm: Annotated[str | None, _RUN] = None
     """rfast-tree, or rfast: Algorithm 1 as published. Default: rfast-tree."""
     split: Annotated[str | None, _RUN] = None
@@ -99,6 +100,9 @@ class Flags:
     measures it; under rfast no pace."""
     resend: Annotated[float | None, _TIMES] = None
     """Seconds after which an idle link says its newest again. Default: under rfast-tree 2 C; under rfast never."""
+    bucket_bytes: Annotated[int | None, _TIMES, WHOLE] = None
+    """A message carries at most so many bytes of the model: the fewer, the sooner a slow line has passed one on.
+    Default: 1048576."""
     wire: Annotated[str | None, _TIMES] = None
     """How payloads travel: float32, bf16 or int8, with error feedback (rfast-tree). Default: float32."""
     drop: Annotated[float | None, _TIMES] = None

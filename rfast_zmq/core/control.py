@@ -21,7 +21,7 @@ goes as well. None of this plays a part before the stop.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from math import inf, isfinite, nan
@@ -153,19 +153,18 @@ class Closing:
     """One node's part in ending a run (see the top of this file).
 
     Args:
-        buckets: number of buckets.
-        push_children: whose final word this node collects.
+        push_children: per bucket, whose final word this node collects.
         pull_children: whose leaving it awaits.
         root: this is the root: it has no parent to miss.
     """
 
     def __init__(
-        self, buckets: int, push_children: Iterable[int], pull_children: Iterable[int], *, root: bool = False
+        self, push_children: Sequence[Collection[int]], pull_children: Iterable[int], *, root: bool = False
     ) -> None:
         self.phase = Phase.RUN
-        self._buckets = buckets
-        self._final: dict[int, set[int]] = {child: set() for child in push_children}
-        self._heard_s: dict[int, float] = dict.fromkeys(self._final, -inf)
+        self._missing = [set(children) for children in push_children]
+        """Per bucket, whose final word is not there yet."""
+        self._heard_s = dict.fromkeys((child for children in push_children for child in children), -inf)
         self._present = set(pull_children)
         self._gone: set[int] = set()
         self._since_s = inf
@@ -190,7 +189,7 @@ class Closing:
         """A child of the push tree spoke."""
         self._heard_s[child] = now
         if final:
-            self._final[child].add(bucket)
+            self._missing[bucket].discard(child)
 
     def left(self, rank: int) -> None:
         """A peer closed its connection."""
@@ -200,13 +199,13 @@ class Closing:
     def final(self, bucket: int, set_aside: Collection[int], patience_s: float, now: float) -> bool:
         """Has this node's word on ``bucket`` become its last?"""
         return self.phase is not Phase.RUN and all(
-            bucket in buckets or child in self._gone or child in set_aside or self._silent(child, patience_s, now)
-            for child, buckets in self._final.items()
+            child in self._gone or child in set_aside or self._silent(child, patience_s, now)
+            for child in self._missing[bucket]
         )
 
     def all_final(self, set_aside: Collection[int], patience_s: float, now: float) -> bool:
         """Has every awaited child said its last word on every bucket?"""
-        return all(self.final(bucket, set_aside, patience_s, now) for bucket in range(self._buckets))
+        return all(self.final(bucket, set_aside, patience_s, now) for bucket in range(len(self._missing)))
 
     def may_leave(self, patience_s: float, now: float, set_aside: Collection[int] = ()) -> bool:
         """Has each awaited child of the pull tree left (or had its time to), or is the parent gone?"""

@@ -138,6 +138,10 @@ class Algorithm(ABC):
     in_edges: tuple[Edge, ...]
     """Edges that end here; a message on any other is refused by the codec."""
 
+    def buckets_along(self, edge: Edge) -> tuple[int, ...]:
+        """The buckets that travel along an out-edge, ascending; at least one."""
+        return tuple(range(len(self.config.layout.buckets)))
+
     @abstractmethod
     def handle(self, event: Event) -> list[Action]:
         """Take one event, change the state, say what is to be done. Deterministic; never blocks; never raises on what a

@@ -39,6 +39,7 @@ from rfast_zmq.core.events import (
 from rfast_zmq.core.finite import all_finite
 from rfast_zmq.core.interface import Algorithm, NodeConfig, Status
 from rfast_zmq.core.packing import PACKINGS, Packer
+from rfast_zmq.topology import Tree
 
 SCALE_LEAST = 1e-12
 """The identity's error is told relative to the largest gradient, or to this where an optimum leaves none."""
@@ -63,10 +64,16 @@ class Skeleton(Algorithm):
         self.rank, self.buckets = config.rank, len(config.layout.buckets)
         pull, push = config.topology.pull_tree, config.topology.push_tree
         self.is_root = config.topology.root == self.rank
-        self.push_parent = push.parent[self.rank]
-        self.push_children = push.children[self.rank]
         self._pull_parent = pull.parent[self.rank]
-        self._closing = Closing(self.buckets, self.push_children, pull.children[self.rank], root=self.is_root)
+        self._counted = push.children[self.rank]
+        """Whose census enters this node's."""
+        below = [self.push_tree(b).children[self.rank] for b in range(self.buckets)]
+        self._closing = Closing(below, pull.children[self.rank], root=self.is_root)
+        self._carriers: dict[Graph, list[list[Edge]]] = {"W": [], "A": []}
+        """Per bucket, the out-edges along which it travels."""
+        along = {edge: set(self.buckets_along(edge)) for edge in self.out_edges}
+        for graph, of_bucket in self._carriers.items():
+            of_bucket += [[e for e in along if e.graph == graph and b in along[e]] for b in range(self.buckets)]
         self._counter = dict.fromkeys(self.out_edges, 0)
         self._accepted_stamp: dict[tuple[Edge, int], Stamp] = {}
         self._count_stamp: dict[int, Stamp] = {}
@@ -84,6 +91,16 @@ class Skeleton(Algorithm):
         """C as the root hands it out."""
         self.root_rounds = 0.0
         """Rounds of progress at the root, as of the newest header."""
+
+    def pull_tree(self, bucket: int) -> Tree:
+        """The tree down which the models of ``bucket`` go."""
+        trees = self.config.topology.pull_trees
+        return trees[bucket % len(trees)]
+
+    def push_tree(self, bucket: int) -> Tree:
+        """The tree up which the gradient mass of ``bucket`` goes."""
+        trees = self.config.topology.push_trees
+        return trees[bucket % len(trees)]
 
     # ------------------------------------------------------------------------------------ for the subclass
 
@@ -264,8 +281,8 @@ class Skeleton(Algorithm):
             phase = min(int(numbers["phase"]), Phase.LEAVE)  # type: ignore[arg-type]
             if phase > self._closing.phase:
                 actions += self._enter(Phase(phase), now)
-        elif edge.src in self.push_children:
-            if message.stamp > self._count_stamp.get(edge.src, NEVER):
+        elif edge.src in self.push_tree(message.bucket).children[self.rank]:
+            if edge.src in self._counted and message.stamp > self._count_stamp.get(edge.src, NEVER):
                 self._count_stamp[edge.src] = message.stamp
                 before = self._counts.get(edge.src, Count()).trouble
                 self._counts[edge.src] = Count.read(numbers, self.config.topology.nodes)
@@ -287,7 +304,7 @@ class Skeleton(Algorithm):
                 "pace_s": self.root_pace_s,
             }
         else:
-            final = edge.dst == self.push_parent and self._final(bucket, now)
+            final = edge.dst == self.push_tree(bucket).parent[self.rank] and self._final(bucket, now)
             numbers |= {"final": final, **self.census().numbers()}
         self._counter[edge] += 1
         stamp = Stamp(self.config.incarnation, self._counter[edge])
@@ -336,4 +353,4 @@ class Skeleton(Algorithm):
     ) -> list[Action]:
         """There is news for every edge of ``graph`` that starts here (``but``: for all others)."""
         buckets = range(self.buckets) if bucket is None else (bucket,)
-        return [Send(edge, b, paces) for edge in self.out_edges if edge.graph == graph and edge != but for b in buckets]
+        return [Send(edge, b, paces) for b in buckets for edge in self._carriers[graph][b] if edge != but]

@@ -7,6 +7,7 @@ allows, the driver asks :meth:`Slot.due`, has the message built from the state o
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import inf
 
 EARLY = 0.5
@@ -22,15 +23,15 @@ class Slot:
     """Dirty buckets of one edge, the longest-unsent first.
 
     Args:
-        buckets: number of buckets.
+        buckets: those that travel along the edge.
     """
 
     __slots__ = ("_last_s", "_paces", "_spoken")
 
-    def __init__(self, buckets: int) -> None:
-        self._paces = [0.0] * buckets  # 0: no news; else so many paces after it last spoke
-        self._spoken = [False] * buckets
-        self._last_s = [-inf] * buckets
+    def __init__(self, buckets: Iterable[int]) -> None:
+        self._last_s = dict.fromkeys(buckets, -inf)
+        self._paces = dict.fromkeys(self._last_s, 0.0)  # 0: no news; else so many paces after it last spoke
+        self._spoken = dict.fromkeys(self._last_s, False)
 
     def mark(self, bucket: int, paces: float = 1.0) -> None:
         """There is news in ``bucket``, to be said ``paces`` paces after it was last said (or sooner, if marked so)."""
@@ -50,7 +51,7 @@ class Slot:
         """
         best_s, best = inf, -1
         idle_s = max(pace_s, resend_s)
-        for bucket, last_s in enumerate(self._last_s):
+        for bucket, last_s in self._last_s.items():
             if self._paces[bucket]:
                 at_s = last_s + pace_s * self._paces[bucket]
             elif self._spoken[bucket]:
@@ -63,7 +64,7 @@ class Slot:
 
     def free(self, pace_s: float, paces: float = 1.0) -> float:
         """When ``paces`` paces have passed since the bucket that has been silent longest was said."""
-        return min(self._last_s) + paces * pace_s
+        return min(self._last_s.values()) + paces * pace_s
 
     def early_s(self, bucket: int, pace_s: float) -> float:
         """By how much ``bucket`` may be said before it is due: news only, never a repetition."""

@@ -75,8 +75,8 @@ class Exchange:
         self.bytes_sent = self.messages_sent = 0
         self._closing = False
 
-        edges, buckets = algorithm.out_edges, algorithm.config.layout.buckets
-        self._slots = {edge: Slot(len(buckets)) for edge in edges}
+        edges = algorithm.out_edges
+        self._slots = {edge: Slot(algorithm.buckets_along(edge)) for edge in edges}
         self._fresh: dict[Edge, None] = {}
         """Edges with news, or whose time has come."""
         self._flushing = False

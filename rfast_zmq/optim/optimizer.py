@@ -71,7 +71,7 @@ class RFast(torch.optim.Optimizer):
         clip_norm: the most that the norm of a round's mean gradient may be; None: any.
         weight: this node's weight in the mean over nodes; 1 is an even share.
         module: the module, where ``params`` are param groups of it.
-        pace, resend, drop, duplicate, reorder, seed: as for ``rfast node``.
+        wire, pace, resend, drop, duplicate, reorder, seed: as for ``rfast node``.
         run_id, insecure: as for ``rfast node``.
 
     Raises:
@@ -96,6 +96,7 @@ class RFast(torch.optim.Optimizer):
         momentum: float = 0.9,
         beta2: float = 0.999,
         eps: float = 1e-8,
+        wire: str = "float32",
         pace: float | None = None,
         resend: float | None = None,
         drop: float = 0.0,
@@ -111,8 +112,6 @@ class RFast(torch.optim.Optimizer):
         if batch < 1:
             raise UsageError(f"batch={batch}: the samples behind one step must be 1 or more")
         check_weight("weight", weight)
-        own = [p for group in self.param_groups for p in group["params"]]
-        self._model = OwnModel(_holding(own) if module is None else module, self.param_groups, weight)
         under_torchrun = rank is None and "RANK" in os.environ and "WORLD_SIZE" in os.environ
         if nodes is None and not is_file(topology):
             nodes = int(os.environ["WORLD_SIZE"]) if under_torchrun else 1
@@ -127,6 +126,7 @@ class RFast(torch.optim.Optimizer):
             eps=eps,
             clip_norm=clip_norm,
             report_batch=batch,
+            wire=wire,
             pace=pace,
             resend=resend,
             drop=drop,
@@ -139,6 +139,9 @@ class RFast(torch.optim.Optimizer):
         plan = Plan.make(Task, settings)
         if global_batch is None and nodes is None:
             plan = Plan.make(Task, replace(settings, global_batch=batch * plan.topology.nodes))
+        own = [p for group in self.param_groups for p in group["params"]]
+        module = _holding(own) if module is None else module
+        self._model = OwnModel(module, self.param_groups, weight, turns=len(plan.topology.pull_trees))
         rank = (int(os.environ["RANK"]) if under_torchrun else 0) if rank is None else rank
         if not 0 <= rank < plan.topology.nodes:
             raise UsageError(

@@ -84,8 +84,7 @@ class _Node:
         self.worker: Worker = plan.worker(rank)
         self.algorithm: Algorithm = plan.node(rank, self.worker, incarnation=1)
         self.codec: Codec = plan.codec(self.algorithm, "simulated")
-        buckets = len(self.worker.layout.buckets)
-        self.slots = {edge: Slot(buckets) for edge in self.algorithm.out_edges}
+        self.slots = {edge: Slot(self.algorithm.buckets_along(edge)) for edge in self.algorithm.out_edges}
         self.wake_s = dict.fromkeys(self.algorithm.out_edges, inf)
         self.faults: dict[Edge, LinkFaults[Message]] = {
             e: plan.faults.link(e.graph, e.src, e.dst) for e in self.algorithm.in_edges

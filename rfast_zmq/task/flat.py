@@ -31,9 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from rfast_zmq.errors import UsageError
-
-BUCKET_BYTES = 1 << 20
-"""A bucket holds at most this many bytes."""
+from rfast_zmq.settings import BUCKET_BYTES
 
 BucketKind = Literal["parameters", "averages"]
 EntryKind = Literal["parameter", "mean", "var"]
@@ -129,7 +127,9 @@ class Layout:
     hash: str
 
     @classmethod
-    def build(cls, entries: Sequence[Entry], groups: Sequence[Group], dtype: torch.dtype, bucket_size: int) -> Layout:
+    def build(
+        cls, entries: Sequence[Entry], groups: Sequence[Group], dtype: torch.dtype, bucket_size: int, turns: int = 1
+    ) -> Layout:
         """Cut the entries into buckets of at most ``bucket_size`` coordinates, all of about the same size.
 
         Args:
@@ -137,12 +137,13 @@ class Layout:
             groups: what :attr:`Entry.group` points into.
             dtype: of the flat vector.
             bucket_size: coordinates, at least 1.
+            turns: the number of buckets of parameters is a multiple of this (or there is one for each coordinate).
         """
         total = sum(e.size for e in entries)
         parameters = sum(e.size for e in entries if e.kind == "parameter")
         buckets = [
             Bucket(start, stop, "parameters", _segments(entries, start, stop))
-            for start, stop in _cut(0, parameters, bucket_size)
+            for start, stop in _cut(0, parameters, bucket_size, turns)
         ]
         buckets += [Bucket(start, stop, "averages", ()) for start, stop in _cut(parameters, total, bucket_size)]
         canonical = repr(
@@ -216,9 +217,10 @@ class Layout:
         return "\n".join(lines)
 
 
-def _cut(start: int, stop: int, size: int) -> list[tuple[int, int]]:
-    """Consecutive pieces of ``[start, stop)``, each at most ``size`` long, their lengths at most 1 apart."""
-    pieces = ceil((stop - start) / size)
+def _cut(start: int, stop: int, size: int, turns: int = 1) -> list[tuple[int, int]]:
+    """Consecutive pieces of ``[start, stop)``, each at most ``size`` long, their lengths at most 1 apart; a multiple of
+    ``turns``, if there are so many coordinates."""
+    pieces = min(ceil((stop - start) / size / turns) * turns, stop - start)
     bounds = [start + (stop - start) * i // pieces for i in range(pieces + 1)] if pieces else []
     return list(pairwise(bounds))
 
@@ -251,6 +253,7 @@ class FlatModel:
         module: any module with float32 parameters (all of them on one device).
         groups: the group of a parameter, from its name and itself; None: :func:`default_group`.
         bucket_bytes: bytes a bucket holds at most.
+        turns: trees between which the buckets take turns.
         only: the ``id`` of each parameter that is to be in the vector; None: all that are trainable.
 
     Raises:
@@ -266,6 +269,7 @@ class FlatModel:
         *,
         groups: Callable[[str, nn.Parameter], Group] | None = None,
         bucket_bytes: int = BUCKET_BYTES,
+        turns: int = 1,
         only: Container[int] | None = None,
     ) -> None:
         self.module = module
@@ -294,7 +298,7 @@ class FlatModel:
             entries.append(Entry(mean[0], tuple(mean[1].shape), "mean", -1, offset))
             entries.append(Entry(var[0], tuple(var[1].shape), "var", -1, offset + mean[1].numel()))
             offset += mean[1].numel() + var[1].numel()
-        self.layout = Layout.build(entries, list(by_group), torch.float32, max(1, bucket_bytes // 4))
+        self.layout = Layout.build(entries, list(by_group), torch.float32, max(1, bucket_bytes // 4), turns)
 
         # Both end in the averages' contributions, so that one split serves models and gradients.
         device = self._ordered[0][1].device

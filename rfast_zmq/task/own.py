@@ -51,15 +51,18 @@ class OwnModel:
         groups: as ``torch.optim.Optimizer.param_groups``; a group's ``lr`` and ``weight_decay`` count as they are when
             the root steps. Parameters of the module that are in none of them are left alone.
         weight: of this node, in the mean over nodes.
+        turns: trees between which the buckets take turns.
 
     Raises:
         UsageError: a parameter or average that is not float32.
     """
 
-    def __init__(self, module: nn.Module, groups: Sequence[Mapping[str, Any]], weight: float = 1.0) -> None:
+    def __init__(
+        self, module: nn.Module, groups: Sequence[Mapping[str, Any]], weight: float = 1.0, turns: int = 1
+    ) -> None:
         place = {id(p): i for i, group in enumerate(groups) for p in group["params"]}
         of_group = [Group(decay=True, name=str(i)) for i in range(len(groups))]
-        self.flat = FlatModel(module, groups=lambda name, p: of_group[place[id(p)]], only=place)
+        self.flat = FlatModel(module, groups=lambda name, p: of_group[place[id(p)]], turns=turns, only=place)
         self.layout, self.weight = self.flat.layout, weight
         self._groups = groups
         self._order = [int(group.name) for group in self.layout.groups]

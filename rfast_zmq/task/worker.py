@@ -12,6 +12,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from math import isfinite
 from typing import TypeVar
 
@@ -38,6 +39,7 @@ class Worker:
         rank: this node.
         device: where the model lives; what goes in and out are CPU tensors all the same.
         evaluates: False spares the second copy of the model on a node that will never be asked to :meth:`evaluate`.
+        turns: trees between which the buckets take turns.
 
     Raises:
         TaskError: the task raised while it made the model or the data.
@@ -56,6 +58,7 @@ class Worker:
         device: torch.device | None = None,
         *,
         evaluates: bool = True,
+        turns: int = 1,
     ) -> None:
         self.task = task
         self.rank = rank
@@ -68,13 +71,14 @@ class Worker:
                 torch.manual_seed(settings.seed)
                 module = task.configure_model().to(self._device)
             module.train()
-            self._flat = FlatModel(module, groups=task.parameter_group)
+            laid_out = partial(FlatModel, groups=task.parameter_group, bucket_bytes=settings.bucket_bytes, turns=turns)
+            self._flat = laid_out(module)
             self._feed = make_feed(task.train_data(rank, settings.count), settings.seed, rank)
             self.weight = float(task.weight())
         check_weight(f"rank {rank}: the task's weight() is", self.weight)
         self.layout = self._flat.layout
         # Copied now and not when first used: then another thread may be in the middle of a training step.
-        self._scored = FlatModel(copy.deepcopy(module), groups=task.parameter_group) if evaluates else None
+        self._scored = laid_out(copy.deepcopy(module)) if evaluates else None
         self._scoring = threading.Lock()
         self._drawn = 0
         if self._stream is not None:

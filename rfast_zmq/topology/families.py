@@ -4,6 +4,7 @@
 name              edges (W as models travel; A as gradient mass travels)
 ================  ====================================================================================================
 ``binary-tree``   W parent → child, A child → parent; node i's children are 2i + 1 and 2i + 2
+``double-tree``   two binary trees with root 0, the second with inner nodes and leaves exchanged; W down, A up both
 ``line``          W 0 → 1 → 2 …, A the reverse
 ``star``          W 0 → everybody, A everybody → 0
 ``ring``          both i → i + 1 (mod n)
@@ -22,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rfast_zmq.errors import UsageError
-from rfast_zmq.topology.graphs import NODES_MAX, Topology, from_edges, suggestion
+from rfast_zmq.topology.graphs import NODES_MAX, Topology, from_edges, from_trees, suggestion
 from rfast_zmq.topology.tomlfile import load
 
 Edges = list[tuple[int, int]]
@@ -32,6 +33,19 @@ def binary_tree(nodes: int) -> Topology:
     """A complete binary tree with root 0, filled level by level."""
     down = [((child - 1) // 2, child) for child in range(1, nodes)]
     return from_edges("binary-tree", nodes, down, _reversed(down))
+
+
+def double_tree(nodes: int) -> Topology:
+    """Two binary trees over the same nodes, one of them counted from the other end: whoever has children in the one is
+    a leaf of the other. The buckets of a model take turns between them, so that none but the root carries twice what
+    another does, and no line more than two models out and in for each that comes.
+    """
+    first = [None if node == 0 else (node - 1) // 2 for node in range(nodes)]
+    second: list[int | None] = [None] * nodes
+    for node, above in enumerate(first):
+        if above is not None:
+            second[(nodes - node) % nodes] = (nodes - above) % nodes
+    return from_trees("double-tree", nodes, [first, second])
 
 
 def line(nodes: int) -> Topology:
@@ -105,6 +119,7 @@ def random_out(nodes: int, out: int, seed: int = 0) -> Topology:
 
 FAMILIES: dict[str, Callable[[int], Topology]] = {
     "binary-tree": binary_tree,
+    "double-tree": double_tree,
     "line": line,
     "star": star,
     "ring": ring,

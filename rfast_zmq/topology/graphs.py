@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from rfast_zmq.errors import UsageError
 from rfast_zmq.topology.endpoints import Endpoints
-from rfast_zmq.topology.tree import Tree, breadth_first, sources
+from rfast_zmq.topology.tree import Tree, breadth_first, of_parents, sources
 
 NODES_MAX = 1024
 """Bound on the nodes of a topology: a complete graph of so many still has its edges in memory."""
@@ -51,11 +51,13 @@ class Topology:
         pull: (src, dst) → w_{dst,src} > 0; models travel src → dst.
         push: (src, dst) → a_{dst,src} > 0; gradient mass travels src → dst.
         endpoints: per node the addresses it binds, or None where a launcher chooses them; () for None everywhere.
+        trees: spanning trees with one root, between which the buckets of a model take turns: models go down a tree,
+            gradient mass up the same. (): one pair, breadth-first (:attr:`pull_trees`, :attr:`push_trees`).
 
     Raises:
         UsageError: an edge to an unknown node or to itself, a weight that is not positive and finite, weights of one
-            node that sum to more than 1, names that are empty or equal, an address bound twice, or two graphs that
-            share no root.
+            node that sum to more than 1, names that are empty or equal, an address bound twice, two graphs that
+            share no root, or a tree that does not span them.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Topology:
     pull: Mapping[tuple[int, int], float] = field(hash=False)
     push: Mapping[tuple[int, int], float] = field(hash=False)
     endpoints: tuple[Endpoints | None, ...] = ()
+    trees: tuple[Tree, ...] = ()
 
     def __post_init__(self) -> None:
         names = tuple(self.names)
@@ -78,6 +81,7 @@ class Topology:
             object.__setattr__(self, attribute, value)
         _check_sums("pull", names, self._pull_weights)
         _check_sums("push", names, self._push_weights)
+        self._check_trees()
         self._check_roots()
 
     # -- nodes and neighbours ------------------------------------------------------------------------------------------
@@ -158,28 +162,42 @@ class Topology:
 
     @cached_property
     def root(self) -> int:
-        """The lowest rank that is a root of both graphs."""
+        """The lowest rank that is a root of both graphs; where trees are given, theirs."""
+        if self.trees:
+            return self.trees[0].root
         return min(set(self.pull_roots) & set(self.push_roots))
 
     @cached_property
-    def pull_tree(self) -> Tree:
-        """The breadth-first tree down W from :attr:`root`: models go parent → child."""
-        return breadth_first(self.root, self._neighbours[1])
+    def pull_trees(self) -> tuple[Tree, ...]:
+        """The trees down W from :attr:`root`, along which models go parent → child; of bucket b the (b mod their
+        number)-th. Breadth-first, unless they are given.
+        """
+        return self.trees or (breadth_first(self.root, self._neighbours[1]),)
 
     @cached_property
+    def push_trees(self) -> tuple[Tree, ...]:
+        """The trees up A to :attr:`root`, along which gradient mass goes child → parent; as many as of the others."""
+        return self.trees or (breadth_first(self.root, self._neighbours[2]),)
+
+    @property
+    def pull_tree(self) -> Tree:
+        """The first of :attr:`pull_trees`, the only one in most topologies; the end of a run comes down it."""
+        return self.pull_trees[0]
+
+    @property
     def push_tree(self) -> Tree:
-        """The breadth-first tree up A to :attr:`root`: gradient mass goes child → parent."""
-        return breadth_first(self.root, self._neighbours[2])
+        """The first of :attr:`push_trees`; what is known of the run as a whole goes up it."""
+        return self.push_trees[0]
 
     @property
     def depth(self) -> int:
-        """Edges from the root to the farthest node, in the deeper of the two trees."""
-        return max(self.pull_tree.depth, self.push_tree.depth)
+        """Edges from the root to the farthest node, in the deepest of the trees."""
+        return max(tree.depth for tree in (*self.pull_trees, *self.push_trees))
 
     @property
     def widest(self) -> int:
-        """The largest number of children that one node has in either tree."""
-        return max(len(children) for tree in (self.pull_tree, self.push_tree) for children in tree.children)
+        """The largest number of children that one node has in one of the trees."""
+        return max(len(children) for tree in (*self.pull_trees, *self.push_trees) for children in tree.children)
 
     def messages_per_round(self, algorithm: str) -> int:
         """Messages, each of one model's size, when every edge that ``algorithm`` uses speaks once.
@@ -227,6 +245,22 @@ class Topology:
             )
         raise UsageError(text)
 
+    def _check_trees(self) -> None:
+        for index, tree in enumerate(self.trees):
+            if len(tree.parent) != self.nodes or tree.root != self.trees[0].root:
+                raise UsageError(
+                    f"tree {index} has {len(tree.parent)} nodes and root {tree.root}: all trees must span the"
+                    f" {self.nodes} nodes from one root, {self.trees[0].root}"
+                )
+            if lost := [node for node in range(self.nodes) if not _hangs(tree, node)]:
+                raise UsageError(f"tree {index} does not reach nodes {self._set(lost)}: give each a parent")
+            for above, child in tree.edges:
+                for graph, edges, edge in (("pull", self.pull, (above, child)), ("push", self.push, (child, above))):
+                    if edge not in edges:
+                        raise UsageError(
+                            f"tree {index} needs the {graph} edge {_edge(self.names, *edge)}, which is not there"
+                        )
+
     def _set(self, ranks: Sequence[int]) -> str:
         shown = ", ".join(self.names[rank] for rank in ranks[:12])
         return f"{{{shown}{f', … {len(ranks)} in all' if len(ranks) > 12 else ''}}}"
@@ -256,6 +290,36 @@ def from_edges(
     """
     known = default_names(names) if isinstance(names, int) else tuple(names)
     return Topology(name, known, _weighted("pull", known, pull), _weighted("push", known, push), tuple(endpoints))
+
+
+def from_trees(
+    name: str,
+    names: int | Sequence[str],
+    parents: Sequence[Sequence[int | None]],
+    endpoints: Sequence[Endpoints | None] = (),
+) -> Topology:
+    """A topology of some spanning trees, between which the buckets of a model take turns; weights are even.
+
+    Args:
+        name: what to call it.
+        names: the nodes' names, or their number.
+        parents: per tree each node's parent; None at the root, which all trees share.
+        endpoints: per node the addresses it binds or None; () for none at all.
+
+    Raises:
+        UsageError: as :class:`Topology`.
+    """
+    trees = []
+    for index, parent in enumerate(parents):
+        roots = [node for node, above in enumerate(parent) if above is None]
+        if len(roots) != 1:
+            raise UsageError(f"tree {index} has {len(roots)} nodes without a parent: want one, the root")
+        trees.append(of_parents(roots[0], parent))
+    down = sorted({edge for tree in trees for edge in tree.edges})
+    up = [(child, above) for above, child in down]
+    known = default_names(names) if isinstance(names, int) else tuple(names)
+    pull, push = _weighted("pull", known, down), _weighted("push", known, up)
+    return Topology(name, known, pull, push, tuple(endpoints), tuple(trees))
 
 
 def default_names(nodes: int) -> tuple[str, ...]:
@@ -298,6 +362,16 @@ def _even_share(weights: Sequence[float | None]) -> float:
     fixed = [weight for weight in weights if weight is not None]
     left = 1.0 - math.fsum(fixed)
     return (left if left > WEIGHT_SLACK else 0.0) / (len(weights) - len(fixed) + 1)
+
+
+def _hangs(tree: Tree, node: int) -> bool:
+    """Whether the way up from a node ends at the root."""
+    above: int | None = node
+    for _ in tree.parent:
+        if above == tree.root:
+            return True
+        above = None if above is None else tree.parent[above]
+    return False
 
 
 def _in_and_out(

@@ -18,9 +18,17 @@
     [push]                              # A: gradient mass travels from → to
     edges = [["small", 0]]              # a node by its name (a string) or rank (an integer); this a_{to,from} is even
 
-Where the nodes need neither names nor endpoints, ``nodes = 7`` stands for seven ``[[node]]`` tables. What a node's
+Where the nodes need neither names nor endpoints, ``nodes = 7`` stands for seven ``[[node]]`` tables. In the place of
+the two graphs there may be trees, between which the buckets of a model take turns (one is enough):
+
+.. code-block:: toml
+
+    [[tree]]
+    edges = [["big", "small"]]          # from parent to child: models go down it, gradient mass up
+
+What a node's
 given weights leave of 1 is shared evenly by its edges without a weight and the node itself (W: what it pulls; A: what
-it pushes). Both graphs must be there and share a root. Any other key is refused.
+it pushes). Both graphs must be there and share a root, as must all trees. Any other key is refused.
 """
 
 from __future__ import annotations
@@ -33,7 +41,15 @@ from typing import Any
 
 from rfast_zmq.errors import UsageError
 from rfast_zmq.topology.endpoints import Endpoints
-from rfast_zmq.topology.graphs import NODES_MAX, EdgeSpec, Topology, default_names, from_edges, suggestion
+from rfast_zmq.topology.graphs import (
+    NODES_MAX,
+    EdgeSpec,
+    Topology,
+    default_names,
+    from_edges,
+    from_trees,
+    suggestion,
+)
 
 FILE_BYTES_MAX = 1 << 26
 
@@ -94,6 +110,8 @@ def to_toml(topology: Topology) -> str:
             lines += ["", "[[node]]", f"name = {_quoted(node)}"]
             if both is not None:
                 lines += [f"pull = {_quoted(both.pull)}", f"push = {_quoted(both.push)}"]
+    if topology.trees:
+        return "\n".join(lines + _tree_lines(topology, plain)) + "\n"
     even = from_edges(topology.name, topology.names, topology.pull, topology.push)
     for graph, edges, evenly, owner in (
         ("pull", topology.pull, even.pull, 1),
@@ -104,17 +122,51 @@ def to_toml(topology: Topology) -> str:
         lines += ["", f"[{graph}]  # {comment} from → to"]
         entries = []
         for pair, weight in edges.items():
-            ends = ", ".join(str(node) if plain else _quoted(topology.names[node]) for node in pair)
+            ends = _ends(topology, pair, plain)
             entries.append(f"    [{ends}, {weight!r}]," if pair[owner] in odd else f"    [{ends}],")
         lines += ["edges = [", *entries, "]"] if entries else ["edges = []"]
     return "\n".join(lines) + "\n"
 
 
+def _tree_lines(topology: Topology, plain: bool) -> list[str]:
+    lines = []
+    for tree in topology.trees:
+        entries = [f"    [{_ends(topology, edge, plain)}]," for edge in tree.edges]
+        lines += ["", "[[tree]]  # from parent to child", "edges = [", *entries, "]"]
+    return lines
+
+
+def _ends(topology: Topology, edge: tuple[int, int], plain: bool) -> str:
+    return ", ".join(str(node) if plain else _quoted(topology.names[node]) for node in edge)
+
+
 def _topology(document: Mapping[str, Any], name: str) -> Topology:
-    _check_keys("the file", document, ("name", "nodes", "node", "pull", "push"))
+    _check_keys("the file", document, ("name", "nodes", "node", "pull", "push", "tree"))
     name = _string("name", document["name"]) if "name" in document else name
     names, endpoints = _nodes(document)
-    return from_edges(name, names, _edges("pull", document, names), _edges("push", document, names), endpoints)
+    if "tree" not in document:
+        return from_edges(name, names, _edges("pull", document, names), _edges("push", document, names), endpoints)
+    for graph in ("pull", "push"):
+        if graph in document:
+            raise UsageError(f"there is both of [[tree]] and [{graph}]: trees say where models and gradients travel")
+    tables = document["tree"]
+    if not isinstance(tables, list) or not tables:
+        raise UsageError("tree is not a list of tables: write [[tree]], with two brackets, before each tree")
+    parents = [_parents(f"[[tree]] {index}", table, names) for index, table in enumerate(tables)]
+    return from_trees(name, names, parents, endpoints)
+
+
+def _parents(where: str, table: Any, names: tuple[str, ...]) -> list[int | None]:
+    """Per node its parent."""
+    parents: list[int | None] = [None] * len(names)
+    for edge in _edge_list(where, table, names, 'want edges = [["parent", "child"], …]'):
+        above, child = edge[:2]
+        if len(edge) == 3:
+            raise UsageError(f"{where} gives {names[above]} → {names[child]} a weight: the edges of a tree have none")
+        if parents[child] is not None:
+            raise UsageError(f"{where} gives node {names[child]} two parents: one is enough")
+        parents[child] = above
+    return parents
 
 
 def _nodes(document: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[Endpoints | None, ...]]:
@@ -150,18 +202,21 @@ def _edges(graph: str, document: Mapping[str, Any], names: tuple[str, ...]) -> l
     example = f'want [{graph}] with edges = [["from", "to"], …]'
     if graph not in document:
         raise UsageError(f"[{graph}] is missing: {example}")
-    table = document[graph]
+    return _edge_list(f"[{graph}]", document[graph], names, example)
+
+
+def _edge_list(what: str, table: Any, names: tuple[str, ...], example: str) -> list[EdgeSpec]:
     if not isinstance(table, dict):
-        raise UsageError(f"{graph} is {_kind(table)}: {example}")
-    _check_keys(f"[{graph}]", table, ("edges",))
+        raise UsageError(f"{what} is {_kind(table)}: {example}")
+    _check_keys(what, table, ("edges",))
     if "edges" not in table:
-        raise UsageError(f"[{graph}] has no edges: {example}")
+        raise UsageError(f"{what} has no edges: {example}")
     if not isinstance(table["edges"], list):
-        raise UsageError(f"[{graph}] edges is {_kind(table['edges'])}: {example}")
+        raise UsageError(f"{what} edges is {_kind(table['edges'])}: {example}")
     ranks = {name: rank for rank, name in enumerate(names)}
     edges: list[EdgeSpec] = []
     for index, entry in enumerate(table["edges"]):
-        where = f"[{graph}] edges[{index}]"
+        where = f"{what} edges[{index}]"
         if not isinstance(entry, list) or len(entry) not in (2, 3):
             raise UsageError(f'{where} is {_short(entry)}: want ["from", "to"] or ["from", "to", weight]')
         src, dst = (_rank(where, end, ranks) for end in entry[:2])

@@ -36,6 +36,11 @@ class Tree:
         return tuple(levels)
 
     @property
+    def edges(self) -> tuple[tuple[int, int], ...]:
+        """(parent, child), by child."""
+        return tuple((above, child) for child, above in enumerate(self.parent) if above is not None)
+
+    @property
     def depth(self) -> int:
         """Edges between the root and the node farthest from it; 0 for a single node."""
         return max(self.levels)
@@ -68,7 +73,12 @@ def breadth_first(root: int, neighbours: Sequence[Iterable[int]]) -> Tree:
                     below.append(neighbour)
         level = sorted(below)
     assert len(seen) == len(neighbours), "a topology is only built when every node hangs on its root"
-    children: list[list[int]] = [[] for _ in neighbours]
+    return of_parents(root, parent)
+
+
+def of_parents(root: int, parent: Sequence[int | None]) -> Tree:
+    """The tree in which each node has this parent (None: the root's, or a node that hangs nowhere)."""
+    children: list[list[int]] = [[] for _ in parent]
     for node, above in enumerate(parent):
         if above is not None:
             children[above].append(node)

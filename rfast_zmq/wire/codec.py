@@ -47,7 +47,7 @@ from torch import Tensor
 from rfast_zmq.core.events import Edge, Graph, Message, Number, Stamp
 from rfast_zmq.core.packing import PACKINGS, packed_bytes, unpack
 from rfast_zmq.errors import Refused, UsageError
-from rfast_zmq.task.flat import BUCKET_BYTES
+from rfast_zmq.settings import BUCKET_BYTES
 from rfast_zmq.wire.memory import bytes_of, tensor_of
 
 VERSION = 1

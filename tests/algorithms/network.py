@@ -292,7 +292,7 @@ class Network:
                 self.compute(rank)
                 self.finish(rank)
                 for edge in node.algorithm.out_edges:
-                    for bucket in range(len(self.layout.buckets)):
+                    for bucket in self.nodes[edge.src].algorithm.buckets_along(edge):
                         self.speak(edge, bucket)
             self.arrive(draw, drop, 0.1, 0.1)
         raise AssertionError(f"not left: {[rank for rank, node in enumerate(self.nodes) if not node.left]}")

@@ -81,7 +81,7 @@ def test_what_cannot_be_is_read_as_unknown_and_what_cannot_travel_is_cut() -> No
 
 
 def test_the_phase_only_grows() -> None:
-    closing = Closing(1, (), ())
+    closing = Closing([()], ())
     assert closing.running
     assert closing.enter(Phase.STOP, 1.0)
     assert not closing.enter(Phase.STOP, 2.0)
@@ -91,14 +91,14 @@ def test_the_phase_only_grows() -> None:
 
 
 def test_nothing_is_final_while_the_run_goes_on() -> None:
-    closing = Closing(1, (), ())
+    closing = Closing([()], ())
     assert not closing.final(0, (), 1.0, 1e9)
     closing.enter(Phase.STOP, 0.0)
     assert closing.final(0, (), 1.0, 0.0), "a leaf's word is final at once"
 
 
 def test_a_word_is_final_once_each_child_has_said_its_last_on_that_bucket() -> None:
-    closing = Closing(2, (5, 6), ())
+    closing = Closing([(5, 6)] * 2, ())
     closing.enter(Phase.STOP, 0.0)
     closing.heard(5, 0, True, 0.1)
     closing.heard(6, 1, True, 0.1)
@@ -113,14 +113,14 @@ def test_a_word_is_final_once_each_child_has_said_its_last_on_that_bucket() -> N
 
 
 def test_a_child_that_was_set_aside_is_not_waited_for() -> None:
-    closing = Closing(1, (5, 6), ())
+    closing = Closing([(5, 6)], ())
     closing.enter(Phase.STOP, 0.0)
     closing.heard(5, 0, True, 0.1)
     assert closing.final(0, {6}, 9.0, 0.2)
 
 
 def test_a_silent_child_is_waited_for_as_long_as_the_patience_since_the_stop_or_its_last_word() -> None:
-    closing = Closing(1, (5,), ())
+    closing = Closing([(5,)], ())
     closing.heard(5, 0, False, 1.0)
     closing.enter(Phase.STOP, 10.0)
     assert not closing.final(0, (), 2.0, 12.0)
@@ -130,7 +130,7 @@ def test_a_silent_child_is_waited_for_as_long_as_the_patience_since_the_stop_or_
 
 
 def test_a_node_leaves_when_its_children_have_left_or_had_their_time_to() -> None:
-    closing = Closing(1, (), (5, 6))
+    closing = Closing([()], (5, 6))
     closing.enter(Phase.STOP, 0.0)
     closing.heard_parent(99.0)
     assert not closing.may_leave(1.0, 100.0), "not before the root said so"
@@ -152,6 +152,6 @@ def test_patience_is_ten_rounds_as_measured(round_s: float, patience: float) -> 
 
 
 def test_the_root_misses_no_parent() -> None:
-    closing = Closing(1, (1,), (1,), root=True)
+    closing = Closing([(1,)], (1,), root=True)
     closing.enter(Phase.STOP, 0.0)
     assert not closing.may_leave(1.0, 1e9)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import pickle
+import re
 from collections.abc import Mapping
 
 import networkx as nx
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 from rfast_zmq.errors import UsageError
 from rfast_zmq.topology import FAMILIES, Endpoints, Topology, Tree, build, from_edges
+from rfast_zmq.topology.graphs import from_trees
 
 FAMILY_AND_SIZE = [(family, nodes) for family in FAMILIES for nodes in range(1, 21)]
 FAMILY_AND_SIZE += [(f"random:{out}", nodes) for nodes in (2, 3, 8, 20) for out in {1, 2, nodes - 1} if out < nodes]
@@ -35,9 +38,46 @@ def test_every_family_holds_invariant_i2(family: str, nodes: int) -> None:
 @pytest.mark.parametrize(("family", "nodes"), FAMILY_AND_SIZE)
 def test_trees_span_along_edges_of_their_graph(family: str, nodes: int) -> None:
     topology = build(family, nodes)
+    if topology.trees:
+        return  # given, not found: the next test
     check_tree(topology.pull_tree, topology.root, {(src, dst) for src, dst in topology.pull})
     check_tree(topology.push_tree, topology.root, {(dst, src) for src, dst in topology.push})
     assert topology.depth == max(topology.pull_tree.depth, topology.push_tree.depth)
+
+
+@pytest.mark.parametrize("nodes", range(1, 34))
+def test_a_double_trees_nodes_have_children_in_one_tree_at_most(nodes: int) -> None:
+    topology = build("double-tree", nodes)
+    assert topology.pull_trees == topology.push_trees == topology.trees
+    inner = [{above for above, _ in tree.edges} - {topology.root} for tree in topology.trees]
+    assert not inner[0] & inner[1]
+    for tree in topology.trees:
+        assert sorted(child for _, child in tree.edges) == [node for node in range(nodes) if node != topology.root]
+        assert max(tree.levels) == int(math.log2(nodes))
+        assert all((above, child) in topology.pull and (child, above) in topology.push for above, child in tree.edges)
+
+
+@pytest.mark.parametrize(
+    ("parents", "text"),
+    [
+        ([[None, 0, 0], [None, 0]], "tree 1 has 2 nodes and root 0: all trees must span the 3 nodes from one root, 0"),
+        (
+            [[None, 0, 0], [1, None, 1]],
+            "tree 1 has 3 nodes and root 1: all trees must span the 3 nodes from one root, 0",
+        ),
+        ([[None, 2, 1]], "tree 0 does not reach nodes {1, 2}"),
+        ([[None, None, 1]], "tree 0 has 2 nodes without a parent: want one, the root"),
+    ],
+)
+def test_trees_that_do_not_span_are_refused(parents: list[list[int | None]], text: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(text)):
+        from_trees("mine", 3, parents)
+
+
+def test_a_tree_needs_its_edges_in_both_graphs() -> None:
+    tree = build("double-tree", 3).trees[0]
+    with pytest.raises(UsageError, match=re.escape("tree 0 needs the push edge 1 → 0, which is not there")):
+        Topology("mine", ("0", "1", "2"), {(0, 1): 0.5, (0, 2): 0.5}, {(2, 0): 0.5}, trees=(tree,))
 
 
 def check_tree(tree: Tree, root: int, outward: set[tuple[int, int]]) -> None:
@@ -277,8 +317,8 @@ def test_graphs_without_any_root_are_refused_naming_what_is_apart() -> None:
 @pytest.mark.parametrize(
     ("family", "nodes", "text"),
     [
-        ("rnig", 7, "unknown topology 'rnig': want binary-tree, line, star, ring, exponential, mesh, complete, "
-         "random:K or a TOML file; did you mean 'ring'?"),
+        ("rnig", 7, "unknown topology 'rnig': want binary-tree, double-tree, line, star, ring, exponential, mesh, "
+         "complete, random:K or a TOML file; did you mean 'ring'?"),
         ("zzz", 7, "unknown topology 'zzz': want binary-tree"),
         ("ring:3", 7, "unknown topology 'ring:3'"),
         ("ring", None, "topology 'ring' needs a number of nodes: want 1 … 1024"),

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from rfast_zmq.core.events import Edge, Message, Stamp
 from rfast_zmq.errors import Refused, UsageError
-from rfast_zmq.task import BUCKET_BYTES
+from rfast_zmq.settings import BUCKET_BYTES
 from rfast_zmq.wire import MAX_HEADER_BYTES, REASONS, Codec
 from rfast_zmq.wire.memory import tensor_of
 
