@@ -62,13 +62,19 @@ WEIGHT_LEAST = 1e-9
 """A record of less weight is none."""
 PACE_OF_ROUND = 1 / 8
 """C, as a part of a round's time."""
+LINE_SLACK = 1.05
+"""A line is given so many times what it carries a model in."""
+LINES_ALIKE = 2.0
+"""One that takes longer than so many times the root's does not set the pace of all."""
 LEAF_AHEAD = 0.5
 """A leaf of the pull tree is sent no model in this part of the time until it wants one (but in the last C always)."""
 PROMPT_LEAST, PROMPT_STEP = 0.75, 0.1
 """A report waits a little for a child that has been so prompt of late: for no slow one, and hardly at all where much is
 lost."""
-PROMPT_PACES = 1.1 * PATIENT
-"""Whoever is heard within so many C of the time before was prompt: the patience, and a tenth for the way."""
+PROMPT = 1.1
+"""Whoever is heard within so many times the patience of the time before was prompt: a tenth is for the way."""
+PATIENT_IN_PHASE = 1.3
+"""The patience where lines are busy and set the pace: a turn that is missed would be a long one."""
 ALONE_PACES = 4.0
 """The root descends when a link asks for the model; if none does for so many C, whenever it hears something."""
 ROUND_UNASKED = 0.5
@@ -90,7 +96,7 @@ class Record:
         wv: sum of weight times version.
         c: samples counted (newest, never a mean).
         left: a report left since; the next entry begins a new window.
-        prompt: which part of its last entries came within :data:`PROMPT_PACES` C of the one before.
+        prompt: which part of its last entries came within the patience of the one before.
     """
 
     __slots__ = ("_entered_s", "_n", "c", "g", "left", "prompt", "w", "wv")
@@ -324,7 +330,7 @@ class RFastTree(Skeleton):
         for b, (state, g) in enumerate(zip(self._state, event.gradient, strict=True)):
             own = state.own
             own.moved_at, own.aside = state.rounds, False
-            own.came(event.now, PROMPT_PACES * self.pace_s)
+            own.came(event.now, PROMPT * self._patience * self.pace_s)
             own.add(
                 g if w == 1.0 else w * g,
                 w,
@@ -372,7 +378,7 @@ class RFastTree(Skeleton):
             return []
         alone = child.final = bool(numbers["final"])
         if c > child.c or child.g is None:
-            child.came(now, PROMPT_PACES * self.pace_s)
+            child.came(now, PROMPT * self._patience * self.pace_s)
             alone = alone or child.aside  # what it said while it was set aside is no part of what it says now
             child.moved_at, child.aside = state.rounds, False
         child.add(message.payload, w, bounded(numbers["wV"]), max(c, child.c), alone=alone)
@@ -387,7 +393,8 @@ class RFastTree(Skeleton):
 
     def _up(self, b: int, now: float) -> list[Action]:
         state = self._state[b]
-        paces = 1.0 if state.all_heard(now, PROMPT_PACES * self.pace_s) else PATIENT
+        patience = self._patience
+        paces = 1.0 if state.all_heard(now, PROMPT * patience * self.pace_s) else patience
         if not self.is_root:
             return self._mark("A", b, paces=paces)
         if not self._closing.running:
@@ -411,10 +418,28 @@ class RFastTree(Skeleton):
         state.report_left()
         self._descend(b, g / w, f, max(state.rounds - wv / w, 0.0))
         state.meter.descended(now, f)
-        pace_s = state.meter.round_s * PACE_OF_ROUND if self.config.pace_s is None else self.config.pace_s
-        state.alone_s = now + ALONE_PACES * pace_s
         if b == 0:
-            self.round_s, self.root_pace_s = state.meter.round_s, pace_s
+            self.round_s = state.meter.round_s
+            self.root_pace_s = self._chosen_pace_s() if self.config.pace_s is None else self.config.pace_s
+        state.alone_s = now + ALONE_PACES * self.root_pace_s
+
+    def _chosen_pace_s(self) -> float:
+        """C, at the root: a part of a round, or the cycle of the busiest line if that is longer. But a line far slower
+        than the root's own, which has as many edges as any, is the matter of its own node (:meth:`pace_of`)."""
+        busiest_s = min(self.census().cycle_s, LINES_ALIKE * self.own_cycle_s)
+        return max(PACE_OF_ROUND * self.round_s, LINE_SLACK * busiest_s if self.round_s else 0.0)
+
+    @property
+    def _patience(self) -> float:
+        """So many C after its last report a node reports again although not everybody has been heard since."""
+        in_phase = self.config.pace_s is None and self.pace_s > 1.01 * PACE_OF_ROUND * self.round_s
+        return PATIENT_IN_PHASE if in_phase else PATIENT
+
+    def pace_of(self, edge: Edge) -> float:
+        if self.config.pace_s is not None or not self._closing.running:
+            return self.pace_s
+        cycle_s = self._lines[edge].cycle_s
+        return self.pace_s if cycle_s <= LINES_ALIKE * self.pace_s else LINE_SLACK * cycle_s
 
     def _descend(self, b: int, d: Tensor, f: float, tau: float) -> None:
         """DESCEND, or, for running averages, take the mean as it is."""

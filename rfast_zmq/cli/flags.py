@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Group, Parameter
 
@@ -37,6 +37,17 @@ def _whole(_: object, tokens: Sequence[Token]) -> int:
     raise UsageError(f"{token.keyword} {token.value}: must be a whole number, such as 7")
 
 
+def _pace(_: object, tokens: Sequence[Token]) -> float | Literal["auto"]:
+    token = tokens[0]
+    if token.value.strip().lower() == AUTO:
+        return AUTO
+    try:
+        return float(token.value)
+    except ValueError:
+        raise UsageError(f"{token.keyword} {token.value}: must be a number of seconds, or {AUTO}") from None
+
+
+AUTO: Literal["auto"] = "auto"
 WHOLE = Parameter(converter=_whole)
 """Of a flag that takes an integer: nothing is rounded."""
 _RUN = Parameter(group=Group("The run", sort_key=1))
@@ -95,9 +106,9 @@ class Flags:
     Default: none; in a simulation constant:0.1."""
     straggler: Annotated[tuple[str, ...] | None, _TIMES] = None
     """RANK:FACTOR: this node takes FACTOR times as long. May be given several times."""
-    pace: Annotated[float | None, _TIMES] = None
-    """C: least seconds between two messages of a link. Default: under rfast-tree an eighth of a round, as the root
-    measures it; under rfast no pace."""
+    pace: Annotated[float | Literal["auto"] | None, _TIMES, Parameter(converter=_pace)] = None
+    """C: least seconds between two messages of a link; auto, the default: under rfast-tree an eighth of a round, as the
+    root measures it, or what the busiest line takes for a model; under rfast no pace."""
     resend: Annotated[float | None, _TIMES] = None
     """Seconds after which an idle link says its newest again. Default: under rfast-tree 2 C; under rfast never."""
     bucket_bytes: Annotated[int | None, _TIMES, WHOLE] = None
@@ -130,6 +141,8 @@ class Flags:
             UsageError: a value out of range.
         """
         given = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+        if self.pace == AUTO:
+            given["pace"] = None
         if base is not None and is_file(given.get("topology", "")):  # it says itself how many nodes there are
             given.setdefault("nodes", None)
         return replace(base or Settings(), **given)
@@ -190,7 +203,7 @@ def make_plan(task: str, settings: Settings, task_options: dict[str, str]) -> Pl
 def own_options() -> list[str]:
     """The names of all flags of run, node and simulate, without dashes."""
     names = [f.name for cls in (Flags, Judging, Output) for f in fields(cls)]
-    more = ["config", "latency", "trace", "halt", "rank", "name", "insecure", "run-id", "help"]
+    more = ["config", "latency", "bandwidth", "trace", "halt", "rank", "name", "insecure", "run-id", "help"]
     return [name.replace("_", "-") for name in names] + more
 
 

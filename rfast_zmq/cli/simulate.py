@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,7 @@ from rfast_zmq.cli.config import read_settings
 from rfast_zmq.cli.flags import Config, Flags, Judging, Output, make_plan
 from rfast_zmq.cli.outcome import Outcome, finish, open_folder
 from rfast_zmq.cli.progress import Progress
+from rfast_zmq.conditions import bytes_per_s
 from rfast_zmq.errors import RfastError, UsageError
 from rfast_zmq.launch import Run
 from rfast_zmq.results import Point
@@ -31,6 +33,7 @@ def simulate(
     /,
     *,
     latency: float = 0.0,
+    bandwidth: str | None = None,
     trace: Path | None = None,
     halt: tuple[str, ...] = (),
     config: Config = None,
@@ -47,6 +50,8 @@ def simulate(
         FILE.py with the task, or FILE.py:Class.
     latency
         Virtual seconds that a message is under way.
+    bandwidth
+        Of each node's outgoing line, and of its incoming one, which its edges share: bytes a second, or as 10mbit.
     trace
         Write every event into this file, one JSON object a line.
     halt
@@ -61,11 +66,14 @@ def simulate(
         settings = replace(settings, compute=COMPUTE)
     plan = make_plan(task, settings, task_options)
     halts = Halt.parse(halt, plan.topology.nodes)
+    rate = inf if bandwidth is None else bytes_per_s(bandwidth)
     folder = open_folder(output.out)
     with ExitStack() as stack:
         file = None if trace is None else stack.enter_context(_Trace(trace))
         progress = stack.enter_context(Progress(plan, json=output.json, folder=folder, virtual=True))
-        simulator = Simulator(plan, latency_s=latency, trace=file, halts=halts, progress=lambda point: seen(point))
+        simulator = Simulator(
+            plan, latency_s=latency, bytes_per_s=rate, trace=file, halts=halts, progress=lambda p: seen(p)
+        )
         good: tuple[Tensor, ...] | None = None
 
         def seen(point: Point) -> None:

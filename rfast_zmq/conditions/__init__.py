@@ -7,6 +7,7 @@ compared meets the same draws.
 
 from rfast_zmq.conditions.faults import Faults, LinkFaults
 from rfast_zmq.conditions.halts import Halt
+from rfast_zmq.conditions.rates import bytes_per_s
 from rfast_zmq.conditions.speeds import Speeds
 
-__all__ = ["Faults", "Halt", "LinkFaults", "Speeds"]
+__all__ = ["Faults", "Halt", "LinkFaults", "Speeds", "bytes_per_s"]

@@ -59,6 +59,7 @@ class Count:
         slowest_rank: the node whose pace that is (-1: unknown).
         set_aside: ranks whose subtree is set aside.
         trouble: the lowest rank whose loss is not a finite number (-1: none).
+        cycle_s: seconds in which the busiest line carries a model once along all its edges (0.0: none is busy).
     """
 
     samples: int = 0
@@ -68,6 +69,7 @@ class Count:
     slowest_rank: int = -1
     set_aside: tuple[int, ...] = ()
     trouble: int = -1
+    cycle_s: float = 0.0
 
     @property
     def loss(self) -> float:
@@ -84,6 +86,7 @@ class Count:
             "slowest_rank": self.slowest_rank,
             "aside": list(self.set_aside),
             "trouble": self.trouble,
+            "cycle_s": self.cycle_s,
         }
 
     @classmethod
@@ -105,6 +108,7 @@ class Count:
             slowest_rank=rank if rank < nodes else -1,
             set_aside=tuple(r for r in aside if 0 <= r < nodes) if isinstance(aside, list) else (),
             trouble=trouble if trouble < nodes else -1,
+            cycle_s=bounded(numbers["cycle_s"]),
         )
 
 
@@ -116,18 +120,19 @@ COUNT_NUMBERS: dict[str, type] = {
     "slowest_rank": int,
     "aside": list,
     "trouble": int,
+    "cycle_s": float,
 }
 
 
 def merge(counts: Iterable[Count], set_aside: Collection[int]) -> Count:
-    """The census of a subtree: sums, the least pace, the union of those set aside.
+    """The census of a subtree: sums, the least pace, the longest cycle, the union of those set aside.
 
     Args:
         counts: the node's own count and its children's newest.
         set_aside: children this node has set aside itself.
     """
     samples, weight, weighted_loss = 0, 0.0, 0.0
-    slowest, rank, trouble = inf, -1, -1
+    slowest, rank, trouble, cycle_s = inf, -1, -1, 0.0
     aside = set(set_aside)
     for count in counts:
         samples += count.samples
@@ -135,10 +140,11 @@ def merge(counts: Iterable[Count], set_aside: Collection[int]) -> Count:
         weighted_loss += count.weighted_loss
         if count.slowest_pace < slowest:
             slowest, rank = count.slowest_pace, count.slowest_rank
+        cycle_s = max(cycle_s, count.cycle_s)
         aside.update(count.set_aside)
         if count.trouble >= 0 and (trouble < 0 or count.trouble < trouble):
             trouble = count.trouble
-    return Count(samples, weight, weighted_loss, slowest, rank, tuple(sorted(aside)), trouble)
+    return Count(samples, weight, weighted_loss, slowest, rank, tuple(sorted(aside)), trouble, cycle_s)
 
 
 class Phase(IntEnum):

@@ -117,11 +117,16 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class LinkReady:
-    """The link of ``edge`` can take a message for ``bucket`` now; answered by :class:`Transmit`."""
+    """The link of ``edge`` can take a message for ``bucket`` now; answered by :class:`Transmit`.
+
+    Attributes:
+        waited_s: how long it could not, although the edge might have spoken.
+    """
 
     now: float
     edge: Edge
     bucket: int
+    waited_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

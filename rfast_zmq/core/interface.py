@@ -186,6 +186,10 @@ class Algorithm(ABC):
     def pace_s(self) -> float:
         """C: least seconds between two messages of one edge and bucket, as of now."""
 
+    def pace_of(self, edge: Edge) -> float:
+        """The same for one out-edge, whose line may be slower than the others'."""
+        return self.pace_s
+
     def not_before(self, edge: Edge) -> float:
         """The time before which the receiver of ``edge`` has no use for a message, as of now."""
         return -inf

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from math import inf
 
 from torch import Tensor
@@ -38,7 +39,8 @@ from rfast_zmq.core.events import (
 )
 from rfast_zmq.core.finite import all_finite
 from rfast_zmq.core.interface import Algorithm, NodeConfig, Status
-from rfast_zmq.core.packing import PACKINGS, Packer
+from rfast_zmq.core.lines import LineMeter
+from rfast_zmq.core.packing import PACKINGS, Packer, packed_bytes
 from rfast_zmq.topology import Tree
 
 SCALE_LEAST = 1e-12
@@ -74,6 +76,11 @@ class Skeleton(Algorithm):
         along = {edge: set(self.buckets_along(edge)) for edge in self.out_edges}
         for graph, of_bucket in self._carriers.items():
             of_bucket += [[e for e in along if e.graph == graph and b in along[e]] for b in range(self.buckets)]
+        self._payload_bytes = [
+            packed_bytes(bucket.size, packing) if packing != PACKINGS[0] else bucket.size * config.layout.dtype.itemsize
+            for bucket, packing in zip(config.layout.buckets, config.packings, strict=True)
+        ]
+        self._lines = {edge: LineMeter(sum(self._payload_bytes[b] for b in of_edge)) for edge, of_edge in along.items()}
         self._counter = dict.fromkeys(self.out_edges, 0)
         self._accepted_stamp: dict[tuple[Edge, int], Stamp] = {}
         self._count_stamp: dict[int, Stamp] = {}
@@ -154,8 +161,11 @@ class Skeleton(Algorithm):
         match event:
             case Received(now, message):
                 actions = self._receive(message, now)
-            case LinkReady(now, edge, bucket):
-                return self._link(edge, bucket, now)
+            case LinkReady(now, edge, bucket, waited_s):
+                actions = self._link(edge, bucket, now)
+                if any(isinstance(action, Transmit) for action in actions):
+                    self._lines[edge].spoke(self._payload_bytes[bucket], waited_s, now)
+                return actions
             case ModelWanted(now):
                 return self._models(now) if self._closing.running else []
             case GradientReady():
@@ -213,9 +223,15 @@ class Skeleton(Algorithm):
 
     def census(self) -> Count:
         """What is known of this node's subtree (at the root: of the run)."""
-        return merge(
-            [self._own, *(self._loss_of(count, rank) for rank, count in self._counts.items())], self._set_aside()
-        )
+        counts = [replace(self._own, cycle_s=self.own_cycle_s)]
+        counts += [self._loss_of(count, rank) for rank, count in self._counts.items()]
+        return merge(counts, self._set_aside())
+
+    @property
+    def own_cycle_s(self) -> float:
+        """Seconds in which this node's line carries a model once along all its edges: the quickest edge's, for one that
+        is slower than the others ends at a slow node."""
+        return min((line.cycle_s for line in self._lines.values()), default=0.0)
 
     def _staleness(self) -> float:
         return 0.0

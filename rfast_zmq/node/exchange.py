@@ -85,6 +85,8 @@ class Exchange:
         self._timers: dict[Edge, asyncio.TimerHandle] = {}
         self._go_on: dict[Edge, asyncio.Event] = {}
         """Wakes :meth:`sending`."""
+        self._kept_s: dict[Edge, float] = {}
+        """Since when an edge that may speak is kept by its socket."""
         self._unsent: dict[Edge, tuple[bytes | memoryview | zmq.Frame, ...]] = {}
 
         passes_on = any(edge.graph == "W" for edge in algorithm.in_edges)
@@ -180,8 +182,7 @@ class Exchange:
 
     def _free_s(self, paces: float) -> float:
         """When so many paces have passed since one of the edges that the reports feed last spoke."""
-        pace_s = self._algorithm.pace_s
-        return min(self._slots[edge].free(pace_s, paces) for edge in self._fed)
+        return min(self._slots[edge].free(self._algorithm.pace_of(edge), paces) for edge in self._fed)
 
     def _speak(self, edge: Edge) -> None:
         """Say what the edge may say now, one bucket; see that it is woken for what follows."""
@@ -191,11 +192,12 @@ class Exchange:
         due_s, early_s, bucket = self._due(edge)
         if due_s - early_s <= now:
             if edge in self._unsent or not self.outlets[edge].ready():
+                self._kept_s.setdefault(edge, now)
                 self._go_on[edge].set()  # its coroutine goes on when the socket takes messages again
                 due_s = inf
             else:
                 self._slots[edge].spoke(bucket, max(now, due_s))
-                self._say(edge, bucket, now)
+                self._say(edge, bucket, now, now - self._kept_s.pop(edge, now))
                 due_s, early_s, _ = self._due(edge)
                 if due_s - early_s <= now:
                     self._go_on[edge].set()  # the next bucket, after everything else has had its turn
@@ -211,12 +213,13 @@ class Exchange:
     def _due(self, edge: Edge) -> tuple[float, float, int]:
         """When the edge may speak next, by how much it may be early, and of which bucket."""
         slot, algorithm = self._slots[edge], self._algorithm
-        due_s, bucket = slot.due(algorithm.pace_s, algorithm.resend_s, algorithm.not_before(edge))
-        return due_s, slot.early_s(bucket, algorithm.pace_s), bucket
+        pace_s = algorithm.pace_of(edge)
+        due_s, bucket = slot.due(pace_s, algorithm.resend_s, algorithm.not_before(edge))
+        return due_s, slot.early_s(bucket, pace_s), bucket
 
-    def _say(self, edge: Edge, bucket: int, now: float) -> None:
+    def _say(self, edge: Edge, bucket: int, now: float, waited_s: float) -> None:
         """Have the message made, and hand it to the socket."""
-        for action in self._algorithm.handle(LinkReady(now, edge, bucket)):
+        for action in self._algorithm.handle(LinkReady(now, edge, bucket, waited_s)):
             if not isinstance(action, Transmit):
                 self._carry_out((action,))
                 continue

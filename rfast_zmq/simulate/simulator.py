@@ -47,6 +47,7 @@ from rfast_zmq.core.events import (
 from rfast_zmq.core.slots import Slot
 from rfast_zmq.errors import Refused, UsageError
 from rfast_zmq.results import NodePoint, Point, Result
+from rfast_zmq.simulate.lines import Lines
 from rfast_zmq.task import Worker
 from rfast_zmq.wire import Codec
 
@@ -86,6 +87,8 @@ class _Node:
         self.codec: Codec = plan.codec(self.algorithm, "simulated")
         self.slots = {edge: Slot(self.algorithm.buckets_along(edge)) for edge in self.algorithm.out_edges}
         self.wake_s = dict.fromkeys(self.algorithm.out_edges, inf)
+        self.kept_s: dict[Edge, float] = {}
+        """Since when an edge that may speak is kept by its line."""
         self.faults: dict[Edge, LinkFaults[Message]] = {
             e: plan.faults.link(e.graph, e.src, e.dst) for e in self.algorithm.in_edges
         }
@@ -104,6 +107,7 @@ class Simulator:
     Args:
         plan: the run.
         latency_s: seconds a message is under way.
+        bytes_per_s: of each node's outgoing and of its incoming line, which its edges share.
         trace: where every event is written, one JSON object a line; None: nowhere.
         halts: nodes that stand still for a while.
         progress: called after each evaluation.
@@ -117,6 +121,7 @@ class Simulator:
         plan: Plan,
         *,
         latency_s: float = 0.0,
+        bytes_per_s: float = inf,
         trace: TextIO | None = None,
         halts: Sequence[Halt] = (),
         progress: Callable[[Point], None] | None = None,
@@ -131,6 +136,7 @@ class Simulator:
             raise UsageError(f"--halt {plan.topology.root}: the root must go on some time, or the run cannot end")
         self.plan, self.latency_s, self._trace, self._progress = plan, latency_s, trace, progress
         self.now = 0.0
+        self._lines = Lines(plan.topology.nodes, bytes_per_s)
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
         self._halts = tuple(halts)
@@ -237,10 +243,12 @@ class Simulator:
 
     def _wake(self, node: _Node, edge: Edge) -> None:
         """See that the edge speaks when its slot is due."""
-        pace_s, not_before = node.algorithm.pace_s, node.algorithm.not_before(edge)
-        due_s, bucket = node.slots[edge].due(pace_s, node.algorithm.resend_s, not_before)
-        if due_s - node.slots[edge].early_s(bucket, pace_s) <= self.now:
+        due_s, early_s, _ = self._due(node, edge)
+        if due_s - early_s <= self.now:
             due_s = self.now
+        if due_s < (free_s := self._lines.free_s(edge)):
+            node.kept_s.setdefault(edge, due_s)
+            due_s = free_s
         if due_s < node.wake_s[edge]:
             node.wake_s[edge] = due_s
             self._for(node, due_s, lambda: self._speak(node, edge, due_s))
@@ -249,20 +257,30 @@ class Simulator:
         if node.wake_s[edge] != due_s:
             return
         node.wake_s[edge] = inf
-        slot, pace_s = node.slots[edge], node.algorithm.pace_s
-        at_s, bucket = slot.due(pace_s, node.algorithm.resend_s, node.algorithm.not_before(edge))
-        if at_s - slot.early_s(bucket, pace_s) <= self.now:
-            slot.spoke(bucket, max(at_s, self.now))
-            self._tell(node, LinkReady(self.now, edge, bucket))
-        if not node.gone:
-            self._wake(node, edge)
+        edges = node.algorithm.out_edges if self._lines.slow else (edge,)
+        due = [(*self._due(node, e), e) for e in edges if self._lines.free_s(e) <= self.now]
+        ready = [(at_s, bucket, e) for at_s, early_s, bucket, e in due if at_s - early_s <= self.now]
+        if ready:  # the line takes one at a time
+            at_s, bucket, first = min(ready)
+            node.slots[first].spoke(bucket, max(at_s, self.now))
+            self._tell(node, LinkReady(self.now, first, bucket, self.now - node.kept_s.pop(first, self.now)))
+        for e in edges if not node.gone else ():
+            self._wake(node, e)
+
+    def _due(self, node: _Node, edge: Edge) -> tuple[float, float, int]:
+        """When the edge may speak next, by how much it may be early, and of which bucket."""
+        slot, algorithm = node.slots[edge], node.algorithm
+        pace_s = algorithm.pace_of(edge)
+        due_s, bucket = slot.due(pace_s, algorithm.resend_s, algorithm.not_before(edge))
+        return due_s, slot.early_s(bucket, pace_s), bucket
 
     def _transmit(self, node: _Node, message: Message) -> None:
         header, payload = (bytes(frame) for frame in node.codec.encode(message))
         node.bytes += len(header) + len(payload)
         node.messages += 1
         target = self.nodes[message.edge.dst]
-        self._at(self.now + self.latency_s, lambda: self._reach(target, message, [header, payload]))
+        arrives_s = self._lines.carry(message.edge, len(header) + len(payload), self.now) + self.latency_s
+        self._at(arrives_s, lambda: self._reach(target, message, [header, payload]))
 
     def _reach(self, node: _Node, message: Message, frames: list[bytes | memoryview]) -> None:
         """A message reaches a node: if that stands still, its socket, which holds no more than a few of each edge and
