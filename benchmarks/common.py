@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from math import inf
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -39,9 +40,15 @@ def seeds_of(args: argparse.Namespace) -> range:
     return range(args.first_seed, args.first_seed + args.seeds)
 
 
-def simulated(task: str, **settings: Any) -> Simulation:
-    """One run in virtual time."""
-    return Simulator(Plan.make(task, Settings(**settings))).run()
+def simulated(task: str, *, bytes_per_s: float = inf, **settings: Any) -> Simulation:
+    """One run in virtual time.
+
+    Args:
+        task: which.
+        bytes_per_s: of each node's outgoing and of its incoming line.
+        settings: of the run.
+    """
+    return Simulator(Plan.make(task, Settings(**settings)), bytes_per_s=bytes_per_s).run()
 
 
 def real(task: str, **settings: Any) -> Run:
