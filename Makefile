@@ -1,5 +1,6 @@
 # make demo    an environment, then seven uneven nodes on lossy links that train one model
-# make test    everything that is checked: lint, types, tests
+# make test    everything that is checked: lint, types, pages, tests
+# make docs    the pages as a site, in site/: open site/index.html
 # make env     the environment alone, in .venv; PYTHON=… says which Python (3.11 or newer) makes it
 # make clean   away with all that was made
 
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help env demo test lint format clean
+.PHONY: help env demo test docs lint format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -36,7 +37,7 @@ demo: env
 		--baseline --require 0.94 --out runs/demo
 
 # What starts real processes comes last, so that it shares the processors with nothing but itself.
-test: lint
+test: lint docs
 	$(BIN)/python -m pytest -q -n 2 --ignore=tests/loopback --ignore=tests/cli
 	$(BIN)/python -m pytest -q -n 2 tests/cli tests/loopback
 
@@ -45,10 +46,15 @@ lint: env
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# A link that leads nowhere, a page that is in no menu or a docstring that names no argument is an error. (Not with
+# --quiet: warnings that are not shown are not counted.)
+docs: env
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 format: env
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist runs .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist runs site .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

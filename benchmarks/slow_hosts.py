@@ -1,8 +1,9 @@
 """Slow lines, real processes: hosts in network namespaces whose lines `tc tbf` limits, beside torch's DDP over gloo.
 
 8 hosts, MNIST, one process each, 0.1 s for a node's share of 32 samples (emulated: the real gradient, then a wait), one
-5× straggler or none; each line at the rate at which a float32 Ring-AllReduce takes as long as the gradient. DDP computes
-the same task with torch.optim.NAdam at its own lr. Wall-clock time to the target, and what left the hosts until then.
+5× straggler or none; each line at the rate at which a float32 Ring-AllReduce takes as long as the gradient. DDP
+computes the same task with torch.optim.NAdam at its own lr. Wall-clock time to the target, and what left the hosts until
+then.
 Needs root, `ip`, `tc` and `iptables`.
 
     python benchmarks/slow_hosts.py --data mnist10k.npz

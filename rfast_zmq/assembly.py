@@ -24,8 +24,12 @@ class Plan:
     """A run, checked: everything that can be known before a process starts.
 
     Attributes:
-        task: the user's class; ``source`` the file (and class) it can be loaded from again.
-        settings: resolved against the task's defaults.
+        task: the user's class.
+        source: the file and class it can be loaded from again, ``FILE.py:Class``.
+        settings: resolved against the task's defaults; ``nodes`` is a number.
+        topology: the two graphs.
+        speeds: how long gradients take, where machines are emulated.
+        faults: what the links do to messages.
     """
 
     task: type[Task]
@@ -40,10 +44,12 @@ class Plan:
         """Check the settings against the task and one another.
 
         Args:
-            task: ``FILE.py`` or ``FILE.py:Class``, or the class itself.
+            task: ``FILE.py`` or ``FILE.py:Class``, or the class itself (defined in a file, which the nodes import).
+            settings: as the user gave them; what they leave open is the task's, then the default.
 
         Raises:
             UsageError: whatever cannot be, said in one line.
+            TaskError: the file raised while it was imported.
         """
         chosen = load_task(task) if isinstance(task, str) else task
         source = f"{Path(inspect.getfile(chosen)).resolve()}:{chosen.__name__}"

@@ -23,10 +23,10 @@ class Point:
 
     Attributes:
         time_s: when the snapshot was taken, in seconds since the start (virtual seconds in a simulation).
-        samples, rounds: progress of the snapshot.
+        samples, rounds: progress of the snapshot: samples of all nodes, rounds of B samples.
         accuracy: on the task's evaluation data (None: the task gives none).
         loss: on the task's evaluation data (None: the task gives none).
-        train_loss: newest mean training loss over the nodes.
+        train_loss: newest mean training loss over the nodes (nan before the first gradient).
         staleness_rounds: mean staleness of the gradients, in rounds.
         bytes_sent: by all nodes until then, as of their last reports (by this node alone under ``rfast node``).
         extra: whatever else the task's ``evaluate`` gave.
@@ -45,7 +45,14 @@ class Point:
 
 @dataclass(kw_only=True)
 class NodePoint:
-    """How one node stood at a moment: its ``rank``, ``samples`` and ``pace`` (samples a second since the last)."""
+    """How one node stood at a moment.
+
+    Attributes:
+        time_s: seconds since the start (virtual seconds in a simulation).
+        rank: which node.
+        samples: that it had computed until then.
+        pace: samples a second since the last of its points.
+    """
 
     time_s: float
     rank: int
@@ -58,18 +65,29 @@ class Result:
     """One run, as ``--json`` prints it.
 
     Attributes:
+        algorithm, topology, nodes, seed: as run.
+        samples: of all nodes.
+        rounds: progress, in rounds of B samples.
+        accuracy, loss: of the plain iterate at the end, on the task's evaluation data; None: the task gives none.
         wall_s: seconds from the gate to the end (virtual seconds in a simulation).
         target_s, target_samples: when and after how many samples the target was reached; None if it was not.
         identity_error: how far the identity I1 is violated after the drain, relative; None when a node is missing.
-        staleness_rounds: mean staleness at the root over the evaluations.
-        cpu_s: CPU seconds of all nodes since the gate; ``communication_cpu_s``: without the threads that compute
-            gradients and evaluate. None in a simulation.
+        staleness_rounds: mean staleness at the root over the evaluations, in rounds.
+        bytes_sent: header and payload of every message, before faults.
+        messages_sent, messages_received, messages_stale: how many; received are those that got through the faults,
+            stale those of them that were dropped for a stamp that was not newer.
+        messages_refused: how many, by reason (``docs/wire.md``).
+        faults: messages ``dropped``, ``duplicated`` and ``reordered`` on purpose.
+        cpu_s: CPU seconds of all nodes since the gate; None in a simulation.
+        communication_cpu_s: of these, without the threads that compute gradients and evaluate; None in a simulation.
         per_node: by rank: gradients, samples, pace (samples a second of computing).
         slowest_node: rank and pace of the slowest node as the root heard it.
         set_aside: ranks set aside at the end.
         missing: ranks that did not end by themselves.
         trouble: rank whose loss was not finite; None.
+        simulated: whether times are virtual.
         baseline_accuracy: of one machine at the same hyper-parameters; None if it was not asked for.
+        extra: whatever else the task's ``evaluate`` gave.
     """
 
     algorithm: str

@@ -91,13 +91,13 @@ class Observer:
     """Told what happens in a run; override what you want to see."""
 
     def started(self, pids: list[int]) -> None:
-        """The gate opened; ``pids`` by rank (of one node of many: its own alone)."""
+        """The gate opened: every node is ready. ``pids``: the processes' ids by rank (of one node of many: its own)."""
 
     def report(self, report: Mapping[str, Any]) -> None:
         """A node's standing (:meth:`rfast_zmq.node.Node.standing`), every half second of each."""
 
     def point(self, point: Point) -> None:
-        """The root evaluated."""
+        """The root evaluated; a first point comes before the first gradient."""
 
     def say(self, line: str) -> None:
         """A line for a person."""

@@ -69,10 +69,15 @@ class RFast(torch.optim.Optimizer):
         global_batch: B, the samples of a round; None: ``batch`` of every node.
         samples: end the run after so many samples of all nodes; None: when the root closes.
         clip_norm: the most that the norm of a round's mean gradient may be; None: any.
-        weight: this node's weight in the mean over nodes; 1 is an even share.
+        weight: this node's weight in the mean over nodes, from 1e-6 to 1e6; 1 is an even share.
         module: the module, where ``params`` are param groups of it.
-        wire, pace, resend, drop, duplicate, reorder, seed: as for ``rfast node``.
-        run_id, insecure: as for ``rfast node``.
+        rule, defaults, momentum, beta2, eps: the root's step; the four classes choose them from torch's arguments.
+        wire: how payloads travel: ``float32``, ``bf16`` or ``int8``.
+        pace, resend: seconds, as for ``rfast node``; None: chosen by the algorithm.
+        drop, duplicate, reorder: probabilities of faults for every received message.
+        seed: of the faults.
+        run_id: tells runs over the same addresses apart; None: made of what all nodes must agree on.
+        insecure: listen on an address that other machines reach, though there are no keys.
 
     Raises:
         UsageError: an argument that will not do.
@@ -277,7 +282,7 @@ class RFast(torch.optim.Optimizer):
         return self._algorithm.rounds
 
     def status(self) -> Status:
-        """How this node sees the run; the root sees all of it."""
+        """How this node sees the run; the root sees all of it. Before :meth:`start`: nothing yet."""
         return Status() if self._node is None else self._node.call(self._algorithm.status)
 
     def by_rounds(self, scheduler: LRScheduler) -> LRScheduler:
@@ -308,7 +313,8 @@ class RFast(torch.optim.Optimizer):
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Within it the module holds the model to be judged, BatchNorm's averages included: at the root the plain
-        iterate, without the look-ahead at which gradients are computed; elsewhere the newest model heard."""
+        iterate, without the look-ahead at which gradients are computed; elsewhere the newest model heard. Before
+        :meth:`start` that is the module's own."""
         flat, model = self._model.flat, None if self._node is None else self._node.call(self._algorithm.export)
         before = flat.read()
         buffers = {name: t.clone() for name, t in flat.module.named_buffers()}
@@ -344,7 +350,11 @@ class RFast(torch.optim.Optimizer):
 
     def leave(self) -> None:
         """Go now, without waiting for anybody. At the root this takes the newest model with it, so there the run is
-        ended first, as by :meth:`close`."""
+        ended first, as by :meth:`close`.
+
+        Raises:
+            UsageError: what went wrong meanwhile in the node's thread.
+        """
         self._close(Node.stop if self.is_root else Node.leave)
 
     def _close(self, how: Callable[[Node], None] | None) -> None:
@@ -387,7 +397,12 @@ class RFast(torch.optim.Optimizer):
     # -------------------------------------------------------------------------------------- saved and loaded
 
     def state_dict(self) -> dict[str, Any]:
-        """The param groups; at the root also the algorithm's state: what is needed to go on where it stands."""
+        """The param groups; at the root also the algorithm's state: what is needed to go on where it stands.
+
+        Returns:
+            For ``torch.save``: ``param_groups`` (without the parameters), ``state`` (tensors and numbers per bucket;
+            empty away from the root) and ``layout``, by which :meth:`load_state_dict` knows the model.
+        """
         groups = [{k: v for k, v in group.items() if k != "params"} for group in self.param_groups]
         state: Mapping[str, Any] = self._resumed or {}
         if self._node is not None and self.is_root:

@@ -55,7 +55,7 @@ def replay(text: str) -> dict[str, Any]:
     """Run a schedule.
 
     Args:
-        text: the JSON object described at the top of this file.
+        text: the JSON object that ``docs/algorithm.md`` describes.
 
     Returns:
         ``x`` and ``z`` (n×P, lists of floats), ``mass_error`` (largest absolute entry of Σ z + Σ(ρ − ρ̃) − Σ g), and

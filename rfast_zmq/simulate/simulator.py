@@ -68,7 +68,7 @@ class Simulation:
         result: as of a real run, times virtual.
         points: the evaluations, oldest first.
         node_points: each node's pace over time.
-        model: the plain iterate at the end, per bucket.
+        model: the plain iterate at the end, per bucket 1-D float32; None if there is none.
         said: (time, line) of what a user would have been told.
     """
 
@@ -106,7 +106,7 @@ class Simulator:
 
     Args:
         plan: the run.
-        latency_s: seconds a message is under way.
+        latency_s: virtual seconds that a message is under way.
         bytes_per_s: of each node's outgoing and of its incoming line, which its edges share.
         trace: where every event is written, one JSON object a line; None: nowhere.
         halts: nodes that stand still for a while.

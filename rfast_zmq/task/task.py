@@ -116,6 +116,9 @@ class Task:
         Args:
             model: what :meth:`configure_model` gave, in training mode.
             batch: from :meth:`train_data`, on the model's device.
+
+        Returns:
+            Shape (): its gradient is taken.
         """
         raise NotImplementedError(f"{type(self).__name__} must define training_step(model, batch)")
 
@@ -123,6 +126,9 @@ class Task:
 
     def evaluate(self, model: nn.Module) -> dict[str, float] | None:
         """Score the model, in eval mode and without gradients. May run in another thread than :meth:`training_step`.
+
+        Args:
+            model: a copy of the module, with the parameters and running averages to be judged.
 
         Returns:
             Named numbers, among them ``"loss"`` and, where there is one, ``"accuracy"`` in [0, 1] (``--target`` looks
@@ -133,16 +139,20 @@ class Task:
     def parameter_group(self, name: str, parameter: nn.Parameter) -> Group:
         """How the optimiser treats a parameter. Default: weight decay if it has 2 dimensions or more (not on biases and
         norms), learning rate × 1.
+
+        Args:
+            name: as ``named_parameters()`` has it.
+            parameter: float32, of any shape.
         """
         return default_group(name, parameter)
 
     def lr_schedule(self, rounds: float) -> float:
-        """Factor on the learning rate after so many rounds of B samples. Default: 1.0, constant."""
+        """Factor on the learning rate, finite, after so many rounds of B samples. Default: 1.0, constant."""
         return 1.0
 
     def weight(self) -> float:
-        """This node's weight in the mean over nodes, above 0. Default: 1.0; after a :meth:`shard` of uneven sizes, the
-        shard's share of the samples × nodes, so that each *sample* counts the same.
+        """This node's weight in the mean over nodes, from 1e-6 to 1e6. Default: 1.0; after a :meth:`shard` of uneven
+        sizes, the shard's share of the samples × nodes, so that each *sample* counts the same.
         """
         return self._weight
 
@@ -169,6 +179,9 @@ class Task:
 
         Args:
             labels: shape (samples,): of the whole training set, the same on every node.
+
+        Returns:
+            Shape (samples of this node,), int64.
 
         Raises:
             UsageError: no such split, or fewer samples than nodes.

@@ -139,7 +139,7 @@ def build(name: str, nodes: int | None = None, seed: int = 0) -> Topology:
     """The topology that a user's word stands for.
 
     Args:
-        name: a family (see the top of this file) or the path of a TOML file.
+        name: a family, as in :data:`FAMILIES`, or ``random:K``; or the path of a TOML file (``docs/topologies.md``).
         nodes: number of nodes; for a file None, or the number that the file must have.
         seed: of ``random:K``; the others draw nothing.
 

@@ -55,7 +55,10 @@ FILE_BYTES_MAX = 1 << 26
 
 
 def load(path: Path) -> Topology:
-    """The topology in the file ``path``.
+    """The topology in a TOML file.
+
+    Args:
+        path: the file; the format stands in ``docs/topologies.md``.
 
     Raises:
         UsageError: no such file, not TOML, a missing, unknown or wrongly typed key, or graphs that :class:`Topology`
@@ -78,7 +81,7 @@ def from_toml(text: str, *, name: str = "topology", source: str = "topology") ->
     """The topology in ``text``.
 
     Args:
-        text: TOML, as at the top of this file.
+        text: TOML, as ``docs/topologies.md`` has it.
         name: the topology's name where the text has none.
         source: with what to begin an error.
 
