@@ -104,7 +104,7 @@ def run_ours(hosts: Namespaces, settings: Settings, folder: Path) -> Found:
     ends = [Endpoints(f"tcp://{hosts.address(i)}:{PULL}", f"tcp://{hosts.address(i)}:{PUSH}") for i in range(NODES)]
     file, config = folder / "hosts.toml", folder / "settings.json"
     file.write_text(to_toml(replace(topology, endpoints=tuple(ends))))
-    config.write_text(replace(settings, nodes=None, topology=str(file)).to_json())
+    config.write_text(f'{{"settings": {replace(settings, nodes=None, topology=str(file)).to_json()}}}')
     me = (sys.executable, "-m", "rfast_zmq", "node", MNIST, "--config", str(config), "--insecure", "--json")
     before = sum(map(hosts.sent_bytes, range(NODES)))
     with Processes() as started:
