@@ -52,7 +52,7 @@ from rfast_zmq.core.events import (
 from rfast_zmq.core.finite import is_finite
 from rfast_zmq.core.interface import NodeConfig
 from rfast_zmq.core.skeleton import SCALE_LEAST, Skeleton
-from rfast_zmq.core.slots import PATIENT
+from rfast_zmq.core.slots import EARLY, PATIENT
 
 ASIDE_ROUNDS = 10.0
 """K: a child whose count has not moved for so many rounds is set aside."""
@@ -73,8 +73,14 @@ PROMPT_LEAST, PROMPT_STEP = 0.75, 0.1
 lost."""
 PROMPT = 1.1
 """Whoever is heard within so many times the patience of the time before was prompt: a tenth is for the way."""
-PATIENT_IN_PHASE = 1.3
-"""The patience where lines are busy and set the pace: a turn that is missed would be a long one."""
+PATIENT_IN_PHASE, AT_ONCE = 1.3, 0.5
+"""The patience where lines are busy and set the pace: a turn that is missed would be a long one. And what is passed on
+there is passed on in the moment that it came, if so much of C has passed."""
+ANSWER_MARGIN, ANSWER_LATE, ANSWER_GAIN = 0.05, 0.75, 0.2
+"""In phase: reports should reach the root so many C before the models leave that are made of them; one that waited for
+more came too late for those before; and so much of what is amiss is mended in one C."""
+PACE_GAIN = 0.1
+"""So much of what was found of the lines enters C in one C."""
 ALONE_PACES = 4.0
 """The root descends when a link asks for the model; if none does for so many C, whenever it hears something."""
 ROUND_UNASKED = 0.5
@@ -140,10 +146,12 @@ class Record:
 class Child(Record):
     """A child's record, and whether it moves (after its last word it need not)."""
 
-    __slots__ = ("aside", "final", "moved_at")
+    __slots__ = ("answers", "aside", "final", "moved_at")
 
     def __init__(self) -> None:
         super().__init__()
+        self.answers = -1.0
+        """P of the models that its newest report answers, in phase."""
         self.moved_at = 0.0
         self.aside = self.final = False
 
@@ -182,7 +190,20 @@ class TreeBucket:
         """The root's, and so is:"""
         self.alone_s = -inf
         """From when on it descends although no link has asked for the model."""
+        self.handed_s = -inf
+        """At the root, in phase: when the model was handed out, to the first of those that take it."""
         self.staleness = 0.0
+        self.said_s = -inf
+        """When its last report left."""
+        self.answer = 0.5
+        """In phase: so many C after a model came a leaf reports, as the root has it."""
+        self.answer_s: float | None = None
+        """In phase: when the next is to leave, if nobody is waited for (None: no model came since)."""
+        self.asked = self.answered = -1.0
+        """P of the model that came first since then, and of the one that the last report answers (at the root: of the
+        newest that all have answered)."""
+        self.answered_s = -inf
+        """At the root: when they had."""
         self.own = Child()
         self.children = {j: Child() for j in children}
         self._parts: list[Tensor] = []
@@ -230,6 +251,17 @@ class TreeBucket:
     def _records(self) -> tuple[Child, ...]:
         """Its own, and its children's."""
         return (self.own, *self.children.values())
+
+    def answers(self) -> float:
+        """P of the newest model that all those have answered who can be counted on; at a leaf, of the one that came
+        first since its last report. If they have answered none since then: of the newest that anybody has."""
+        prompt = self.prompt()
+        all_have = min(child.answers for child in prompt) if prompt else self.asked
+        return all_have if all_have > self.answered else max([self.answered, *(k.answers for k in prompt)])
+
+    def prompt(self) -> list[Child]:
+        """The children that are mostly heard in every C."""
+        return [child for child in self.children.values() if not child.aside and child.prompt >= PROMPT_LEAST]
 
     def report_left(self) -> None:
         """What is in the windows was said: the next entry begins new ones."""
@@ -288,7 +320,11 @@ class RFastTree(Skeleton):
 
     @classmethod
     def numbers(cls, graph: Graph) -> Mapping[str, type]:
-        own: dict[str, type] = {"P": float} if graph == "W" else {"w": float, "wV": float, "c": int, "next_s": float}
+        own: dict[str, type] = (
+            {"P": float, "answer": float}
+            if graph == "W"
+            else {"w": float, "wV": float, "c": int, "next_s": float, "answers": float}
+        )
         return {**super().numbers(graph), **own}
 
     def buckets_along(self, edge: Edge) -> tuple[int, ...]:
@@ -366,8 +402,12 @@ class RFastTree(Skeleton):
         if message.edge.graph == "W":
             had = self._ready()
             state.x, state.rounds = message.payload, bounded(numbers["P"])
+            state.answer = min(bounded(numbers["answer"]), 1.0)
             actions: list[Action] = [] if had or not self._ready() else [Ready()]
-            actions += self._mark("W", b)
+            actions += self._mark("W", b, paces=AT_ONCE if self._in_phase else 1.0)
+            if state.answer_s is None:
+                state.answer_s, state.asked = now + state.answer * self.pace_s, state.rounds
+                actions += self._mark("A", b, paces=self._answer_paces(state)) if self._in_phase else []
             if state.look(now, self.pace_s):
                 actions += self._told_aside() + self._mark("A", b)
             return actions
@@ -381,6 +421,7 @@ class RFastTree(Skeleton):
             child.came(now, PROMPT * self._patience * self.pace_s)
             alone = alone or child.aside  # what it said while it was set aside is no part of what it says now
             child.moved_at, child.aside = state.rounds, False
+        child.answers = max(child.answers, bounded(numbers["answers"], -1.0))
         child.add(message.payload, w, bounded(numbers["wV"]), max(c, child.c), alone=alone)
         return self._told_aside() + self._up(b, now)
 
@@ -393,12 +434,19 @@ class RFastTree(Skeleton):
 
     def _up(self, b: int, now: float) -> list[Action]:
         state = self._state[b]
-        patience = self._patience
-        paces = 1.0 if state.all_heard(now, PROMPT * patience * self.pace_s) else patience
+        in_phase, patience = self._in_phase, self._patience
+        if in_phase:
+            paces = 1.0 if self.is_root else self._answer_paces(state)
+        elif state.all_heard(now, PROMPT * patience * self.pace_s):
+            paces = 1.0
+        else:
+            paces = patience
         if not self.is_root:
             return self._mark("A", b, paces=paces)
         if not self._closing.running:
             return []
+        if in_phase and (answered := state.answers()) > state.answered:
+            state.answered, state.answered_s = answered, now
         actions = self._told_aside() if state.look(now, self.pace_s) else []
         if state.count() <= state.last:
             return actions
@@ -426,19 +474,50 @@ class RFastTree(Skeleton):
     def _chosen_pace_s(self) -> float:
         """C, at the root: a part of a round, or the cycle of the busiest line if that is longer. But a line far slower
         than the root's own, which has as many edges as any, is the matter of its own node (:meth:`pace_of`)."""
-        busiest_s = min(self.census().cycle_s, LINES_ALIKE * self.own_cycle_s)
+        busiest_s = min(self.census().cycle_s, LINES_ALIKE * self._line.cycle_s)
         return max(PACE_OF_ROUND * self.round_s, LINE_SLACK * busiest_s if self.round_s else 0.0)
 
     @property
     def _patience(self) -> float:
         """So many C after its last report a node reports again although not everybody has been heard since."""
-        in_phase = self.config.pace_s is None and self.pace_s > 1.01 * PACE_OF_ROUND * self.round_s
-        return PATIENT_IN_PHASE if in_phase else PATIENT
+        return PATIENT_IN_PHASE if self._in_phase else PATIENT
+
+    @property
+    def _in_phase(self) -> bool:
+        """Whether C is what the busiest line takes for a model, and not a part of a round."""
+        return self.config.pace_s is None and self.pace_s > 1.01 * PACE_OF_ROUND * self.round_s
+
+    @property
+    def early(self) -> float:
+        return 0.0 if self._in_phase else EARLY
+
+    def _answer_paces(self, state: TreeBucket) -> float:
+        """In phase: so many C after its last report the next is to leave: at once, when all that can be counted on have
+        answered the same models; where there are none, as long after a model as the root has it."""
+        if prompt := state.prompt():
+            return AT_ONCE if min(child.answers for child in prompt) > state.answered else PATIENT_IN_PHASE
+        if state.answer_s is None or self.pace_s <= 0.0:
+            return PATIENT_IN_PHASE
+        return min(max((state.answer_s - state.said_s) / self.pace_s, AT_ONCE), PATIENT_IN_PHASE)
+
+    def _same_wave(self, state: TreeBucket, now: float) -> bool:
+        """The root, in phase, as a link asks for a model: is it to be the one that another link was just given? If not,
+        were the reports here in time, and not long before? Leaves are told to report later or sooner after a model came.
+        (To their own gradients that is all one: what a longer wait makes of some older, it spares the others, that are
+        then of a newer model.)"""
+        if now < state.handed_s + AT_ONCE * self.pace_s:
+            return True
+        waited = (now - state.answered_s) / self.pace_s
+        if waited <= PATIENT_IN_PHASE:
+            amiss = waited if waited < ANSWER_LATE else waited - 1.0  # they just missed the models before
+            state.answer = (state.answer + ANSWER_GAIN * (amiss - ANSWER_MARGIN)) % 1.0
+        state.handed_s = now
+        return False
 
     def pace_of(self, edge: Edge) -> float:
         if self.config.pace_s is not None or not self._closing.running:
             return self.pace_s
-        cycle_s = self._lines[edge].cycle_s
+        cycle_s = self._line.cycle_s
         return self.pace_s if cycle_s <= LINES_ALIKE * self.pace_s else LINE_SLACK * cycle_s
 
     def _descend(self, b: int, d: Tensor, f: float, tau: float) -> None:
@@ -463,22 +542,32 @@ class RFastTree(Skeleton):
         """The root steps when a link asks for the model, so that one step serves all links and all that was heard."""
         state = self._state[bucket]
         before = state.rounds
-        if self.is_root and self._closing.running:
+        if self.is_root and self._closing.running and not (self._in_phase and self._same_wave(state, now)):
             self._take_step(bucket, now)
         stepped = state.rounds > before
-        return super()._link(edge, bucket, now) + (self._mark("W", bucket, but=edge) if stepped else [])
+        paces = AT_ONCE if self._in_phase else 1.0
+        return super()._link(edge, bucket, now) + (self._mark("W", bucket, paces=paces, but=edge) if stepped else [])
 
     def _payload(self, edge: Edge, bucket: int, now: float) -> tuple[Tensor, dict[str, Number]] | None:
         state = self._state[bucket]
         if edge.graph == "W":
-            return None if state.x is None else (state.x, {"P": state.rounds})
+            return None if state.x is None else (state.x, {"P": state.rounds, "answer": state.answer})
         g, w, wv, c = state.total()
         if g is None:
             if self._closing.phase is Phase.RUN:
                 return None
             g = torch.zeros(self.config.layout.buckets[bucket].size, dtype=self.config.layout.dtype)
         state.report_left()
-        return g, {"w": w, "wV": wv, "c": min(c, COUNT_MOST), "next_s": self._next_s(now)}
+        state.answered = state.answers()
+        state.said_s, state.answer_s = now, None
+        numbers: dict[str, Number] = {
+            "w": w,
+            "wV": wv,
+            "c": min(c, COUNT_MOST),
+            "next_s": self._next_s(now),
+            "answers": state.answered,
+        }
+        return g, numbers
 
     # ------------------------------------------------------------------------------------ what others ask
 

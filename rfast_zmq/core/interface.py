@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rfast_zmq.core.events import Action, Edge, Event, Graph
 from rfast_zmq.core.packing import PACKINGS
+from rfast_zmq.core.slots import EARLY
 from rfast_zmq.task.flat import Layout
 from rfast_zmq.topology import Topology
 
@@ -189,6 +190,12 @@ class Algorithm(ABC):
     def pace_of(self, edge: Edge) -> float:
         """The same for one out-edge, whose line may be slower than the others'."""
         return self.pace_s
+
+    @property
+    def early(self) -> float:
+        """The part of C by which an edge may speak early where the node is awake, as of now; 0.0 where reports are
+        wanted in the moment that they come."""
+        return EARLY
 
     def not_before(self, edge: Edge) -> float:
         """The time before which the receiver of ``edge`` has no use for a message, as of now."""

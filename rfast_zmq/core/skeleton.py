@@ -80,7 +80,7 @@ class Skeleton(Algorithm):
             packed_bytes(bucket.size, packing) if packing != PACKINGS[0] else bucket.size * config.layout.dtype.itemsize
             for bucket, packing in zip(config.layout.buckets, config.packings, strict=True)
         ]
-        self._lines = {edge: LineMeter(sum(self._payload_bytes[b] for b in of_edge)) for edge, of_edge in along.items()}
+        self._line = LineMeter(sum(self._payload_bytes[b] for of_edge in along.values() for b in of_edge))
         self._counter = dict.fromkeys(self.out_edges, 0)
         self._accepted_stamp: dict[tuple[Edge, int], Stamp] = {}
         self._count_stamp: dict[int, Stamp] = {}
@@ -164,7 +164,7 @@ class Skeleton(Algorithm):
             case LinkReady(now, edge, bucket, waited_s):
                 actions = self._link(edge, bucket, now)
                 if any(isinstance(action, Transmit) for action in actions):
-                    self._lines[edge].spoke(self._payload_bytes[bucket], waited_s, now)
+                    self._line.spoke(edge, self._payload_bytes[bucket], waited_s, now)
                 return actions
             case ModelWanted(now):
                 return self._models(now) if self._closing.running else []
@@ -223,15 +223,9 @@ class Skeleton(Algorithm):
 
     def census(self) -> Count:
         """What is known of this node's subtree (at the root: of the run)."""
-        counts = [replace(self._own, cycle_s=self.own_cycle_s)]
+        counts = [replace(self._own, cycle_s=self._line.cycle_s)]
         counts += [self._loss_of(count, rank) for rank, count in self._counts.items()]
         return merge(counts, self._set_aside())
-
-    @property
-    def own_cycle_s(self) -> float:
-        """Seconds in which this node's line carries a model once along all its edges: the quickest edge's, for one that
-        is slower than the others ends at a slow node."""
-        return min((line.cycle_s for line in self._lines.values()), default=0.0)
 
     def _staleness(self) -> float:
         return 0.0

@@ -66,9 +66,9 @@ class Slot:
         """When ``paces`` paces have passed since the bucket that has been silent longest was said."""
         return min(self._last_s.values()) + paces * pace_s
 
-    def early_s(self, bucket: int, pace_s: float) -> float:
-        """By how much ``bucket`` may be said before it is due: news only, never a repetition."""
-        return EARLY * pace_s if bucket >= 0 and self._paces[bucket] else 0.0
+    def early_s(self, bucket: int, pace_s: float, early: float = EARLY) -> float:
+        """By how much ``bucket`` may be said before it is due, of a pace ``early``: news only, never a repetition."""
+        return early * pace_s if bucket >= 0 and self._paces[bucket] else 0.0
 
     def spoke(self, bucket: int, at_s: float) -> None:
         """``bucket`` was said (or there turned out to be nothing to say).

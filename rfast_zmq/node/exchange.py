@@ -204,7 +204,8 @@ class Exchange:
                 self._due_s[edge] = inf
         if edge in self._fed and self._reports is not None:
             overdue_s = self._free_s(PATIENT)
-            self._reports.listen(not self._reports_can_wait or overdue_s <= now or self._closing)
+            at_once = self._closing or not self._algorithm.early or not self._reports_can_wait
+            self._reports.listen(at_once or overdue_s <= now)
             if overdue_s > now:
                 due_s = min(due_s, overdue_s)
         if due_s < self._due_s[edge] - HASTE_S:
@@ -215,7 +216,7 @@ class Exchange:
         slot, algorithm = self._slots[edge], self._algorithm
         pace_s = algorithm.pace_of(edge)
         due_s, bucket = slot.due(pace_s, algorithm.resend_s, algorithm.not_before(edge))
-        return due_s, slot.early_s(bucket, pace_s), bucket
+        return due_s, slot.early_s(bucket, pace_s, algorithm.early), bucket
 
     def _say(self, edge: Edge, bucket: int, now: float, waited_s: float) -> None:
         """Have the message made, and hand it to the socket."""

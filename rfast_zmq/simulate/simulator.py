@@ -272,7 +272,7 @@ class Simulator:
         slot, algorithm = node.slots[edge], node.algorithm
         pace_s = algorithm.pace_of(edge)
         due_s, bucket = slot.due(pace_s, algorithm.resend_s, algorithm.not_before(edge))
-        return due_s, slot.early_s(bucket, pace_s), bucket
+        return due_s, slot.early_s(bucket, pace_s, algorithm.early), bucket
 
     def _transmit(self, node: _Node, message: Message) -> None:
         header, payload = (bytes(frame) for frame in node.codec.encode(message))
