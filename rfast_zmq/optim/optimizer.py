@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from math import isfinite
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast, overload
 
@@ -33,7 +34,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from rfast_zmq.algorithms import RFastTree
 from rfast_zmq.assembly import Plan
-from rfast_zmq.core.finite import all_finite
+from rfast_zmq.core.finite import Finite
 from rfast_zmq.core.interface import Status
 from rfast_zmq.errors import UsageError
 from rfast_zmq.launch.memory import keep_freed_memory
@@ -217,23 +218,23 @@ class RFast(torch.optim.Optimizer):
         if self.over:
             self._check()
             return found
-        gradient, said = self._model.flat.collect(), None if loss is None else float(torch.as_tensor(loss).detach())
-        finite = all_finite(0.0 if said is None else said, gradient)
-        took_s = time.perf_counter() - self._began_s
+        said, finite = None if loss is None else float(torch.as_tensor(loss).detach()), Finite()
+        gradient = self._model.flat.collect(finite.look)
+        good, took_s = finite.yes and isfinite(said or 0.0), time.perf_counter() - self._began_s
         waits = self._algorithm.gradient_makes_model
-        self._steps.give(Gradient(self._versions, gradient, said, self._batch, finite, took_s))
+        self._steps.give(Gradient(self._versions, gradient, said, self._batch, good, took_s))
         self._take(wait=waits)
         self._check()
         return found
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients. They stay views of one flat vector, whatever ``set_to_none`` is.
+        """Clear the gradients, as ``torch.optim.Optimizer.zero_grad`` does.
 
         Raises:
             UsageError: as :meth:`start`.
         """
         self.start()
-        self._model.flat.clear()
+        super().zero_grad(set_to_none)
 
     def through(self, loader: Iterable[T], epochs: int | None = None) -> Iterator[T]:
         """The batches of ``loader``, again and again, until the run is over.
