@@ -42,7 +42,7 @@ from rfast_zmq.launch.single import default_run_id
 from rfast_zmq.node import Node, Steps
 from rfast_zmq.node.gradients import Gradient
 from rfast_zmq.optim.background import Background, log
-from rfast_zmq.optim.rendezvous import meet
+from rfast_zmq.optim.rendezvous import Ports, meet
 from rfast_zmq.settings import Settings
 from rfast_zmq.task import OwnModel, Task, check_weight
 from rfast_zmq.topology import is_file
@@ -169,11 +169,18 @@ class RFast(torch.optim.Optimizer):
             return
         plan, rank = self._plan, self.rank
         if plan.topology.nodes == 1:
-            addresses = Addresses(("",), ("",))
+            self._open(Addresses(("",), ("",)))
         elif self._under_torchrun and not is_file(plan.settings.topology):
-            addresses = meet(rank, plan.topology.nodes)
+            with Ports(2) as ports:
+                self._open(meet(rank, plan.topology.nodes, ports))
         else:
-            addresses = Addresses.of(plan.topology)
+            self._open(Addresses.of(plan.topology))
+        self._take(wait=True)
+        self._check()
+
+    def _open(self, addresses: Addresses) -> None:
+        """Run the node; its sockets are open when this returns."""
+        plan, rank = self._plan, self.rank
         if plan.topology.nodes > 1:
             check_exposure((addresses.pull[rank], addresses.push[rank]), self._insecure)
         run, own = self._run_id or default_run_id(plan), (self._model, self._steps)
@@ -188,8 +195,6 @@ class RFast(torch.optim.Optimizer):
         self._node = Background(make, self._steps)
         atexit.register(self._at_exit)
         self._node.start()
-        self._take(wait=True)
-        self._node.check()
 
     @overload
     def step(self, closure: None = None, *, loss: Tensor | float | None = None) -> None: ...
