@@ -2,7 +2,7 @@
 
 R-FAST is elementwise, so each bucket is an independent instance of it: a message carries one bucket, and a lost one
 costs only its own coordinates. :class:`Layout` says which coordinate is what; :class:`FlatModel` lays a module's
-parameters and gradients over two flat vectors, so that a model is taken in and a gradient given out by plain copies.
+parameters over a flat vector, so that a model is taken in by plain copies, and takes gradients out bucket by bucket.
 
 The vector is laid out as ``[group 0 | group 1 | … | running averages]``: first the parameters, each group contiguous
 (groups in the order of their first parameter, within a group in order of registration; a tied weight once), then what

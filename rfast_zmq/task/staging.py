@@ -109,7 +109,8 @@ class OnGpu:
         values.record_stream(self._out)  # the allocator gives their memory to nobody before the copy is done
 
     def fetched(self, bucket: Tensor, look: Look) -> None:
-        self._coming.append((self._out.record_event(), bucket, look))
+        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # whoever waits leaves its core
+        self._coming.append((self._out.record_event(event), bucket, look))
 
     def drain(self) -> None:
         while self._coming:
