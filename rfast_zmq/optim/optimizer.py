@@ -10,9 +10,15 @@
     opt.close()
 
 ``step()`` hands this node's gradient to a node of ``rfast-tree`` that runs in a thread beside the loop, puts the newest
-model into the parameters, and goes on: it waits for no other node. Two things are waited for: a node other than the
-root waits for its first model, before its first gradient; and the root, for its own step along its own gradient (but
-not where that is at most a sixteenth of a round, and others listen).
+model into the parameters, and goes on: it waits for no other node. Three things are waited for: a node other than the
+root waits for its first model, before its first gradient; the root, for its own step along its own gradient (but not
+where that is at most a sixteenth of a round, and others listen); and a loop that is two gradients ahead of its own
+node's thread, for that thread.
+
+What a step costs beside the bare loop, in passes over the vector of all parameters: the gradient is read and written
+once (out of ``p.grad``, which stays the user's), and looked at for NaN in the cache; those buckets of the model that
+have changed since the last step are read and written once. Nothing of that size is allocated: see
+:mod:`rfast_zmq.task.pool`.
 """
 
 from __future__ import annotations
