@@ -2,8 +2,8 @@
 
 8 hosts, MNIST, one process each, 0.1 s for a node's share of 32 samples (emulated: the real gradient, then a wait), one
 5× straggler or none; each line at the rate at which a float32 Ring-AllReduce takes as long as the gradient. DDP
-computes the same task with torch.optim.NAdam at its own lr. Wall-clock time to the target, and what left the hosts until
-then.
+computes the same task with torch.optim.NAdam at its own lr. Wall-clock time to the target, and what left the hosts
+until then.
 Needs root, `ip`, `tc` and `iptables`.
 
     python benchmarks/slow_hosts.py --data mnist10k.npz

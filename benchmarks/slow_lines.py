@@ -1,6 +1,6 @@
 """Slow lines in virtual time: a line on which a float32 Ring-AllReduce takes as long as the gradient.
 
-8 nodes on a double tree, MNIST, NAdam, B 256, reports of 8, to .93; float32 and int8. A node has one outgoing and one
+8 nodes on a double tree, MNIST, NAdam, B 256, reports of 4, to .93; float32 and int8. A node has one outgoing and one
 incoming line, which its edges share, and a message occupies them for its size. The synchronous run that it is held
 against computes a round as long as its slowest node takes, then sends 2 (n − 1)/n float32 models along each line, one
 after the other. Each at its best lr of a grid, tuned on a seed apart.
@@ -26,7 +26,7 @@ RING_MODELS = 2 * (NODES - 1) / NODES
 
 def settings_of(data: str, seed: int, lr: float, **more: Any) -> dict[str, Any]:
     return {
-        "nodes": NODES, "global_batch": BATCH, "report_batch": 8, "optimizer": "nadam", "lr": lr, "samples": 90_000,
+        "nodes": NODES, "global_batch": BATCH, "report_batch": 4, "optimizer": "nadam", "lr": lr, "samples": 90_000,
         "compute": f"constant:{GRADIENT_S}", "target": TARGET, "data": data, "seed": seed, **more,
     }  # fmt: skip
 

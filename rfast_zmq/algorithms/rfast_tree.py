@@ -501,10 +501,10 @@ class RFastTree(Skeleton):
         return min(max((state.answer_s - state.said_s) / self.pace_s, AT_ONCE), PATIENT_IN_PHASE)
 
     def _same_wave(self, state: TreeBucket, now: float) -> bool:
-        """The root, in phase, as a link asks for a model: is it to be the one that another link was just given? If not,
-        were the reports here in time, and not long before? Leaves are told to report later or sooner after a model came.
-        (To their own gradients that is all one: what a longer wait makes of some older, it spares the others, that are
-        then of a newer model.)"""
+        """The root, in phase, as a link asks for a model: is it to be the one that another link was just given? If
+        not, were the reports here in time, and not long before? Leaves are told to report later or sooner after a model
+        came. (To their own gradients that is all one: what a longer wait makes of some older, it spares the others,
+        that are then of a newer model.)"""
         if now < state.handed_s + AT_ONCE * self.pace_s:
             return True
         waited = (now - state.answered_s) / self.pace_s

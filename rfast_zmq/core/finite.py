@@ -21,6 +21,17 @@ def is_finite(tensor: Tensor) -> bool:
     return isfinite(float(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
+class Finite:
+    """Whether all that was looked at is finite; one bucket after the other, each while it is in the cache."""
+
+    def __init__(self) -> None:
+        self.yes = True
+
+    def look(self, tensor: Tensor) -> None:
+        """One more."""
+        self.yes = self.yes and is_finite(tensor)
+
+
 def all_finite(number: float, tensors: Iterable[Tensor]) -> bool:
     """Whether a number and every coordinate of some tensors are."""
     return isfinite(number) and all(is_finite(tensor) for tensor in tensors)

@@ -1,11 +1,11 @@
 """How long a node's line takes to carry a model along all its edges. Pure: the time is an argument.
 
-Nobody says how fast a line is. But an edge that wanted to speak all the while since the node's last message, and was let
-only now, tells: what was said last took the line so long.
+Nobody says how fast a line is. But an edge that wanted to speak all the while since the node's last message, and was
+let only now, tells: what was said last took the line so long.
 
-A message that goes into an empty socket buffer passes faster than the line; so a slower one counts at once, a faster one
-little. An edge that is kept while others speak again and again ends at a slow node: that says nothing of this one's
-line. Where nothing had to wait for a while the line may have become faster, and less is believed by and by.
+A message that goes into an empty socket buffer passes faster than the line; so a slower one counts sooner than a faster
+one. An edge that is kept while others speak again and again ends at a slow node: that says nothing of this one's line.
+Where nothing had to wait for a while the line may have become faster, and less is believed by and by.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ WAITED = 0.9
 """An edge that wanted to speak for so much of the time since the last message was kept by the line."""
 OTHERS_MOST = 4
 """If others have spoken so often meanwhile, it was kept by its own receiver."""
-SLOWER, FASTER = 1.0, .33
+SLOWER, FASTER = 1.0, 0.33
 """How soon the estimate follows, for each cycle's worth of bytes."""
 UNSEEN_CYCLES, BELIEVED = 8.0, 15 / 16
 """After so many cycles without a wait only this part is still believed."""

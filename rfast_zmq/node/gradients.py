@@ -16,13 +16,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from math import isfinite
 
 import torch
 from torch import Tensor
 
 from rfast_zmq.conditions import Speeds
 from rfast_zmq.core.events import RunGradient
-from rfast_zmq.core.finite import all_finite
+from rfast_zmq.core.finite import Finite
 from rfast_zmq.settings import Settings
 from rfast_zmq.task import Worker
 
@@ -155,6 +156,7 @@ class Gradients:
                 found, following = error, None
             with contextlib.suppress(RuntimeError):  # the loop is closed: the run is over
                 self._soon(partial(self._settle, found, following is not None))
+            del found  # not this thread's any more while it computes the next
 
     def _take(self) -> RunGradient | None:
         try:
@@ -174,9 +176,8 @@ class Gradients:
         """The gradient, then, where speeds are emulated, the wait up to the drawn duration (less what the last wait
         took too long: a timer is a little late, a device is not).
         """
-        settings, began_s = self._settings, time.perf_counter()
-        gradient, loss, samples = self._worker.gradient(action.model, settings.report)
-        finite = all_finite(loss, gradient)
+        settings, began_s, finite = self._settings, time.perf_counter(), Finite()
+        gradient, loss, samples = self._worker.gradient(action.model, settings.report, finite.look)
         took_s = time.perf_counter() - began_s
         drawn_s = self._speeds.seconds(self._worker.rank, self._samples, samples, settings.share)
         self._samples += samples
@@ -187,4 +188,5 @@ class Gradients:
             if (wait_s := end_s - time.perf_counter()) > 0 and not self._halt.wait(wait_s):
                 self._overslept_s = time.perf_counter() - end_s
         self._recent_s.append(time.perf_counter() - began_s)
-        return Gradient(action.rounds, gradient, loss, samples, finite, max(took_s, drawn_s or 0.0))
+        good = finite.yes and isfinite(loss)
+        return Gradient(action.rounds, gradient, loss, samples, good, max(took_s, drawn_s or 0.0))

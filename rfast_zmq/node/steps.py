@@ -1,8 +1,9 @@
 """Gradients that a loop of the user's own computes, in a thread of the user's own: what passes between it and the node.
 
 Seen from the node it is what :class:`~rfast_zmq.node.gradients.Gradients` is: models are offered, gradients are done.
-Seen from the user's loop: :meth:`Steps.give` a gradient, :meth:`Steps.take` the newest model. Only two things ever
-block there: the first model of the run, and, at a root whose gradient makes the next model, the node's own step.
+Seen from the user's loop: :meth:`Steps.give` a gradient, :meth:`Steps.take` the newest model. Only three things ever
+block there, and none of them is another node: the first model of the run; at a root whose gradient makes the next
+model, the node's own step; and a node that has not come to look at the last gradients yet, which would pile up.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from collections.abc import Callable, Iterator
 
 from rfast_zmq.core.events import RunGradient
 from rfast_zmq.node.gradients import RECENT, Gradient
+
+UNSEEN_MOST = 2
+"""So many gradients may lie here that the node has not taken yet; each has the size of a model."""
 
 
 class Steps:
@@ -61,7 +65,9 @@ class Steps:
     def done(self) -> Iterator[Gradient]:
         """The gradients that are done, oldest first; each is told once."""
         while self._done:
-            found = self._done.popleft()
+            with self._changed:
+                found = self._done.popleft()
+                self._changed.notify_all()
             self._recent_s.append(found.seconds)
             yield found
 
@@ -78,10 +84,12 @@ class Steps:
     # -------------------------------------------------------------------------------------- the user's loop
 
     def give(self, gradient: Gradient) -> None:
-        """A gradient is done; it is not written to any more."""
-        if self.over or self._soon is None:
-            return
-        self._done.append(gradient)
+        """A gradient is done; it is not written to any more. Waits while :data:`UNSEEN_MOST` others lie here."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.over or len(self._done) < UNSEEN_MOST)
+            if self.over or self._soon is None:
+                return
+            self._done.append(gradient)
         with contextlib.suppress(RuntimeError):  # the node's loop is closed: the run is over
             self._soon(self._tell)
 

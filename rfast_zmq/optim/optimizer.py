@@ -10,9 +10,15 @@
     opt.close()
 
 ``step()`` hands this node's gradient to a node of ``rfast-tree`` that runs in a thread beside the loop, puts the newest
-model into the parameters, and goes on: it waits for no other node. Two things are waited for: a node other than the
-root waits for its first model, before its first gradient; and the root, for its own step along its own gradient (but
-not where that is at most a sixteenth of a round, and others listen).
+model into the parameters, and goes on: it waits for no other node. Three things are waited for: a node other than the
+root waits for its first model, before its first gradient; the root, for its own step along its own gradient (but not
+where that is at most a sixteenth of a round, and others listen); and a loop that is two gradients ahead of its own
+node's thread, for that thread.
+
+What a step costs beside the bare loop, in passes over the vector of all parameters: the gradient is read and written
+once (out of ``p.grad``, which stays the user's), and looked at for NaN in the cache; those buckets of the model that
+have changed since the last step are read and written once. Nothing of that size is allocated: see
+:mod:`rfast_zmq.task.pool`.
 """
 
 from __future__ import annotations
@@ -24,6 +30,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from math import isfinite
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast, overload
 
@@ -33,7 +40,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from rfast_zmq.algorithms import RFastTree
 from rfast_zmq.assembly import Plan
-from rfast_zmq.core.finite import all_finite
+from rfast_zmq.core.finite import Finite
 from rfast_zmq.core.interface import Status
 from rfast_zmq.errors import UsageError
 from rfast_zmq.launch.memory import keep_freed_memory
@@ -41,7 +48,7 @@ from rfast_zmq.launch.single import default_run_id
 from rfast_zmq.node import Node, Steps
 from rfast_zmq.node.gradients import Gradient
 from rfast_zmq.optim.background import Background, log
-from rfast_zmq.optim.rendezvous import meet
+from rfast_zmq.optim.rendezvous import Ports, meet
 from rfast_zmq.settings import Settings
 from rfast_zmq.task import OwnModel, Task, check_weight
 from rfast_zmq.topology import is_file
@@ -176,11 +183,18 @@ class RFast(torch.optim.Optimizer):
             return
         plan, rank = self._plan, self.rank
         if plan.topology.nodes == 1:
-            addresses = Addresses(("",), ("",))
+            self._open(Addresses(("",), ("",)))
         elif self._under_torchrun and not is_file(plan.settings.topology):
-            addresses = meet(rank, plan.topology.nodes)
+            with Ports(2) as ports:
+                self._open(meet(rank, plan.topology.nodes, ports))
         else:
-            addresses = Addresses.of(plan.topology)
+            self._open(Addresses.of(plan.topology))
+        self._take(wait=True)
+        self._check()
+
+    def _open(self, addresses: Addresses) -> None:
+        """Run the node; its sockets are open when this returns."""
+        plan, rank = self._plan, self.rank
         if plan.topology.nodes > 1:
             check_exposure((addresses.pull[rank], addresses.push[rank]), self._insecure)
         run, own = self._run_id or default_run_id(plan), (self._model, self._steps)
@@ -195,8 +209,6 @@ class RFast(torch.optim.Optimizer):
         self._node = Background(make, self._steps)
         atexit.register(self._at_exit)
         self._node.start()
-        self._take(wait=True)
-        self._node.check()
 
     @overload
     def step(self, closure: None = None, *, loss: Tensor | float | None = None) -> None: ...
@@ -225,23 +237,23 @@ class RFast(torch.optim.Optimizer):
         if self.over:
             self._check()
             return found
-        gradient, said = self._model.flat.collect(), None if loss is None else float(torch.as_tensor(loss).detach())
-        finite = all_finite(0.0 if said is None else said, gradient)
-        took_s = time.perf_counter() - self._began_s
+        said, finite = None if loss is None else float(torch.as_tensor(loss).detach()), Finite()
+        gradient = self._model.flat.collect(finite.look)
+        good, took_s = finite.yes and isfinite(said or 0.0), time.perf_counter() - self._began_s
         waits = self._algorithm.gradient_makes_model
-        self._steps.give(Gradient(self._versions, gradient, said, self._batch, finite, took_s))
+        self._steps.give(Gradient(self._versions, gradient, said, self._batch, good, took_s))
         self._take(wait=waits)
         self._check()
         return found
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients. They stay views of one flat vector, whatever ``set_to_none`` is.
+        """Clear the gradients, as ``torch.optim.Optimizer.zero_grad`` does.
 
         Raises:
             UsageError: as :meth:`start`.
         """
         self.start()
-        self._model.flat.clear()
+        super().zero_grad(set_to_none)
 
     def through(self, loader: Iterable[T], epochs: int | None = None) -> Iterator[T]:
         """The batches of ``loader``, again and again, until the run is over.

@@ -2,7 +2,7 @@
 
 R-FAST is elementwise, so each bucket is an independent instance of it: a message carries one bucket, and a lost one
 costs only its own coordinates. :class:`Layout` says which coordinate is what; :class:`FlatModel` lays a module's
-parameters and gradients over two flat vectors, so that a model is taken in and a gradient given out by plain copies.
+parameters over a flat vector, so that a model is taken in by plain copies, and takes gradients out bucket by bucket.
 
 The vector is laid out as ``[group 0 | group 1 | … | running averages]``: first the parameters, each group contiguous
 (groups in the order of their first parameter, within a group in order of registration; a tied weight once), then what
@@ -21,7 +21,7 @@ layout's hash. Every node makes the module from the same seed, or loads the same
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil, prod
@@ -32,6 +32,9 @@ from torch import Tensor, nn
 
 from rfast_zmq.errors import UsageError
 from rfast_zmq.settings import BUCKET_BYTES
+from rfast_zmq.task.gather import Gather
+from rfast_zmq.task.staging import Look, stager
+
 
 BucketKind = Literal["parameters", "averages"]
 EntryKind = Literal["parameter", "mean", "var"]
@@ -244,7 +247,7 @@ def default_group(name: str, parameter: nn.Parameter) -> Group:
 
 
 class FlatModel:
-    """A module whose parameters are views of one flat float32 vector, and whose gradients are views of another.
+    """A module whose parameters are views of one flat float32 vector, which models are copied into.
 
     The module is changed in place: its parameters' storage moves into the flat vector. Do not move it to another device
     or dtype afterwards.
@@ -300,17 +303,18 @@ class FlatModel:
             offset += mean[1].numel() + var[1].numel()
         self.layout = Layout.build(entries, list(by_group), torch.float32, max(1, bucket_bytes // 4), turns)
 
-        # Both end in the averages' contributions, so that one split serves models and gradients.
         device = self._ordered[0][1].device
         self._flat = torch.empty(offset, dtype=torch.float32, device=device)
-        self._grad = torch.zeros(offset, dtype=torch.float32, device=device)
-        # A GPU copies from and to pinned memory without the driver's own staging, and beside what it computes.
-        pinned = device.type == "cuda"
-        self._stage_in = torch.empty(offset, dtype=torch.float32, pin_memory=True) if pinned else None
-        self._stage_out = torch.empty(offset, dtype=torch.float32, pin_memory=True) if pinned else None
         self._parameters = parameters
-        self._grad_views: list[Tensor] = []
         self._adopt()
+        sizes = [b.size for b in self.layout.buckets]
+        self._stager = stager(device, max(sizes), len(sizes))
+        of_parameters = [b.size for b in self.layout.buckets if b.kind == "parameters"]
+        self._gather = Gather([p for _, p in self._ordered], of_parameters, self._stager)
+        self._nothing: tuple[Tensor | None, ...] = (None,) * len(sizes)
+        self._loaded: tuple[Tensor | None, ...] = self._nothing
+        """What each bucket was loaded from last; None: something else may be there."""
+        self._versions: list[int] = []
 
     def _adopt(self) -> None:
         """Move the parameters' storage into the flat vector."""
@@ -320,20 +324,23 @@ class FlatModel:
                 view = self._flat[offset : offset + p.numel()].view(p.shape)
                 view.copy_(p)
                 p.data = view
-                self._grad_views.append(self._grad[offset : offset + p.numel()].view(p.shape))
                 offset += p.numel()
 
     def read(self) -> tuple[Tensor, ...]:
         """The model now: a fresh CPU copy of each bucket (1-D float32), averages as contributions."""
         with torch.no_grad():
-            self._contribute(self._flat)
-            return self._copy_out(self._flat)
+            self._contribute()
+            copies = self._fetch(range(len(self.layout.buckets)), _unseen)
+            self._stager.drain()
+        return tuple(copies)
 
     def load(self, model: Sequence[Tensor], averages: bool = False) -> None:
         """Copy ``model`` (one 1-D float32 tensor a bucket) into the parameters.
 
+        A bucket that is the very tensor which was loaded last is there already, unless somebody wrote to a parameter.
+
         Args:
-            model: as :meth:`read` gives it, or the mean of such; only read.
+            model: as :meth:`read` gives it, or the mean of such; only read, and never to be written to.
             averages: also turn the averages' buckets back into running means and variances and write them to the
                 module's buffers (to evaluate or save; a node in training keeps its own).
 
@@ -342,24 +349,29 @@ class FlatModel:
         """
         if tuple(len(t) for t in model) != self.layout.sizes:
             raise ValueError(f"buckets of {[len(t) for t in model]} coordinates, not {self.layout.sizes}")
+        versions = [p._version for _, p in self._ordered]  # not moved by what is written to the flat vector
+        there = self._loaded if versions == self._versions else self._nothing
+        self._loaded = self._nothing
         with torch.no_grad():
-            for bucket, t in zip(self.layout.buckets, model, strict=True):
-                if averages or bucket.kind == "parameters":
-                    if self._stage_in is not None:  # free again: whatever was computed from it has been copied out
-                        t = self._stage_in[bucket.start : bucket.stop].copy_(t)
-                    self._flat[bucket.start : bucket.stop].copy_(t, non_blocking=True)
-            if averages:
-                self._take_averages(self._flat)
+            for bucket, t, before in zip(self.layout.buckets, model, there, strict=True):
+                if averages or (bucket.kind == "parameters" and t is not before):
+                    self._stager.send(self._flat[bucket.start : bucket.stop], t)
+            self._stager.sent()
+            if averages:  # to evaluate or save: not worth keeping that model's memory
+                self._take_averages()
+            else:
+                self._loaded, self._versions = tuple(model), versions
 
-    def gradient(self, closure: Callable[[], Tensor]) -> tuple[tuple[Tensor, ...], float]:
-        """The gradient of ``closure()`` at the parameters as they are.
+    def gradient(self, closure: Callable[[], Tensor], look: Look | None = None) -> tuple[tuple[Tensor, ...], float]:
+        """The gradient of ``closure()`` at the parameters as they are. Afterwards every ``p.grad`` is None.
 
         Args:
             closure: gives a scalar loss that depends on the module's parameters.
+            look: told of each bucket of the gradient as soon as it is there.
 
         Returns:
-            Per bucket a fresh 1-D float32 CPU tensor (of parameters: the gradient, 0 where a parameter was not used; of
-            averages: this node's contribution after the forward pass), and the loss.
+            Per bucket a 1-D float32 CPU tensor that is not written to again (of parameters: the gradient, 0 where a
+            parameter was not used; of averages: this node's contribution after the forward pass), and the loss.
 
         Raises:
             TypeError: the closure did not give a scalar tensor.
@@ -369,23 +381,43 @@ class FlatModel:
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise TypeError(f"training_step must give a scalar tensor, the mean loss of the batch; it gave {found}")
-        loss.backward()  # type: ignore[no-untyped-call]
-        return self.collect(), float(loss.detach())
+        look = look or _unseen
+        self._gather.begin(look, hooks=True)
+        try:
+            loss.backward()  # type: ignore[no-untyped-call]
+            gradient = self._end(look)
+        except BaseException:
+            self._gather.abandon()
+            raise
+        self.clear()
+        return gradient, float(loss.detach())
 
     def clear(self) -> None:
-        """Set the gradients to 0; what follows is added up in the flat vector."""
-        self._grad.zero_()
-        for (_, p), view in zip(self._ordered, self._grad_views, strict=True):
-            p.grad = view
+        """No gradients: every ``p.grad`` is None."""
+        for _, p in self._ordered:
+            p.grad = None
 
-    def collect(self) -> tuple[Tensor, ...]:
-        """The gradients that were added up since :meth:`clear`, and this node's contribution to the averages: fresh."""
+    def collect(self, look: Look | None = None) -> tuple[Tensor, ...]:
+        """A copy of the gradients as they are in ``p.grad``, which stays (0 where that is None), and this node's
+        contribution to the averages: as :meth:`gradient` gives them."""
+        look = look or _unseen
+        self._gather.begin(look)
+        return self._end(look)
+
+    def _end(self, look: Look) -> tuple[Tensor, ...]:
         with torch.no_grad():
-            for (_, p), view in zip(self._ordered, self._grad_views, strict=True):
-                if p.grad is not view:  # the step zeroed it with set_to_none, or autograd put another in its place
-                    view.zero_() if p.grad is None else view.copy_(p.grad)
-            self._contribute(self._grad)
-            return self._copy_out(self._grad)
+            self._contribute()
+            averages = self._fetch((b for b, of in enumerate(self.layout.buckets) if of.kind == "averages"), look)
+            return (*self._gather.end(), *averages)
+
+    def _fetch(self, buckets: Iterable[int], look: Look) -> list[Tensor]:
+        """Copies of parts of the flat vector; there after ``drain``."""
+        copies = []
+        for bucket in (self.layout.buckets[b] for b in buckets):
+            copies.append(self._stager.take(bucket.size))
+            self._stager.fetch(copies[-1], self._flat[bucket.start : bucket.stop])
+            self._stager.fetched(copies[-1], look)
+        return copies
 
     def state_dict(self) -> dict[str, Tensor]:
         """The module's ``state_dict``, as fresh contiguous CPU tensors, each with storage of its own."""
@@ -400,16 +432,16 @@ class FlatModel:
                 if name not in averaged and name in theirs and theirs[name].shape == t.shape:
                     t.copy_(theirs[name])
 
-    def _contribute(self, flat: Tensor) -> None:
-        offset = self._parameters
+    def _contribute(self) -> None:
+        flat, offset = self._flat, self._parameters
         for (_, mean), (_, var) in self._averages:
             size = mean.numel()
             flat[offset : offset + size] = mean
             flat[offset + size : offset + 2 * size] = var + mean * mean
             offset += 2 * size
 
-    def _take_averages(self, flat: Tensor) -> None:
-        offset = self._parameters
+    def _take_averages(self) -> None:
+        flat, offset = self._flat, self._parameters
         for (_, mean), (_, var) in self._averages:
             size = mean.numel()
             mean.copy_(flat[offset : offset + size])
@@ -417,12 +449,9 @@ class FlatModel:
             var.copy_((flat[offset + size : offset + 2 * size] - mean * mean).clamp_(min=0.0))
             offset += 2 * size
 
-    def _copy_out(self, flat: Tensor) -> tuple[Tensor, ...]:
-        if self._stage_out is not None:
-            self._stage_out.copy_(flat.detach(), non_blocking=True)
-            torch.cuda.current_stream(flat.device).synchronize()
-            flat = self._stage_out
-        return tuple(t.to("cpu", copy=True) for t in self.layout.split(flat.detach()))
+
+def _unseen(bucket: Tensor) -> None:
+    """Nobody looks."""
 
 
 def _running_averages(module: nn.Module) -> list[tuple[tuple[str, Tensor], tuple[str, Tensor]]]:

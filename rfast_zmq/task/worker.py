@@ -23,6 +23,7 @@ from rfast_zmq.errors import RfastError, TaskError, UsageError
 from rfast_zmq.settings import Settings
 from rfast_zmq.task.flat import FlatModel, Layout
 from rfast_zmq.task.sampler import make_feed, to_device
+from rfast_zmq.task.staging import Look
 from rfast_zmq.task.task import Task
 
 T = TypeVar("T")
@@ -102,19 +103,22 @@ class Worker:
         with self._users_code():
             self._feed.prefetch(self._settings.report if samples is None else samples)
 
-    def gradient(self, model: Sequence[Tensor], samples: int) -> tuple[tuple[Tensor, ...], float, int]:
+    def gradient(
+        self, model: Sequence[Tensor], samples: int, look: Look | None = None
+    ) -> tuple[tuple[Tensor, ...], float, int]:
         """The mean gradient over the node's next samples.
 
         Args:
-            model: per bucket a 1-D float32 tensor, where to take it; only read.
+            model: per bucket a 1-D float32 tensor, where to take it; only read, and never to be written to.
             samples: how many; where the task gives an iterable of batches, one batch is taken as it comes.
+            look: told of each bucket of the gradient as soon as it is there.
 
         torch's global generator is seeded from (seed, rank, how many gradients before), so that dropout and the like
         draw the same in a simulation and in a real run, and something else on each node.
 
         Returns:
-            Per bucket a fresh 1-D float32 CPU tensor (of averages: this node's contribution), the mean loss, and the
-            samples actually done.
+            Per bucket a 1-D float32 CPU tensor that is not written to again (of averages: this node's contribution),
+            the mean loss, and the samples actually done.
 
         Raises:
             TaskError: the user's code raised.
@@ -125,7 +129,7 @@ class Worker:
             self._flat.load(model)
             torch.manual_seed(_seed(self._settings.seed, self.rank, self._drawn))
             self._drawn += 1
-            gradient, loss = self._flat.gradient(lambda: self.task.training_step(self._flat.module, batch))
+            gradient, loss = self._flat.gradient(lambda: self.task.training_step(self._flat.module, batch), look)
             return gradient, loss, done
 
     def hook(self, name: str, *arguments: object) -> None:

@@ -356,3 +356,16 @@ def test_a_restored_descent_goes_on_bit_for_bit(rule: str, clips: bool) -> None:
     first, second = some(step, x), some(again, x)
     assert torch.equal(first, second)
     assert torch.equal(again.plain(first), step.plain(second))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_model_handed_out_stays_as_it_was_and_its_memory_serves_again_when_nobody_holds_it(rule: str) -> None:
+    stepper, x = descent(rule), torch.ones(DIM)
+    held: list[tuple[Tensor, Tensor]] = []
+    for _ in range(40):
+        x = stepper.step(x, curved(x), 0.5, 1.0, LR[rule])
+        held = [*held, (x, x.clone())][-3:]
+        assert all(torch.equal(now, then) for now, then in held)
+        assert len({t.data_ptr() for t, _ in held}) == len(held)
+    assert stepper._pool is not None
+    assert stepper._pool.made == 4  # what is held, and the one that is being made

@@ -33,7 +33,9 @@ class Slow:
     def prefetch(self) -> None:
         pass
 
-    def gradient(self, model: Any, samples: int) -> tuple[tuple[torch.Tensor, ...], float, int]:
+    def gradient(
+        self, model: Any, samples: int, look: Callable[[torch.Tensor], object]
+    ) -> tuple[tuple[torch.Tensor, ...], float, int]:
         self.at.append(float(model[0]))
         assert self.go.acquire(timeout=SOON_S)
         if self.error is not None:

@@ -354,6 +354,42 @@ def test_a_gradient_that_is_not_finite_ends_the_run_and_is_left_out(caplog: pyte
     assert "not finite" in caplog.text
 
 
+def test_a_gradient_that_was_handed_on_is_not_changed_by_what_the_loop_does_next() -> None:
+    """Further backward passes without zero_grad, gradients cleared in place, clipping: ``p.grad`` stays the user's."""
+    model, handed = net(), []
+    with optim.SGD(model, lr=0.3, batch=BATCH) as opt:
+        give = opt._steps.give
+
+        def kept(gradient: Any) -> None:
+            handed.append((gradient.gradient, [t.clone() for t in gradient.gradient]))
+            give(gradient)
+
+        opt._steps.give = kept  # type: ignore[method-assign]
+        for k, (x, y) in enumerate(batches(12)):
+            cross_entropy(model(x), y).backward()
+            opt.step()
+            assert all(p.grad is not None for p in model.parameters())
+            if k % 4 == 1:
+                model.zero_grad(set_to_none=False)
+            elif k % 4 == 2:
+                nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+            elif k % 4 == 3:
+                opt.zero_grad(set_to_none=False)
+    assert len(handed) == 12
+    for now, then in handed:
+        assert all(torch.equal(a, b) for a, b in zip(now, then, strict=True))
+
+
+def test_what_gradients_and_models_take_is_bounded_however_many_steps_are_made() -> None:
+    model = net()
+    with optim.NAdam(model, lr=0.01, batch=BATCH) as opt:
+        plain(model, opt, 100)
+        node: Any = opt._node
+        pools = [opt._model.flat._stager.pool, *(d._pool for d in node.node.algorithm._descent)]  # type: ignore[attr-defined]
+        assert len(pools) > 1
+        assert all(1 <= pool.made <= 4 * len(opt._model.layout.buckets) for pool in pools)
+
+
 # ------------------------------------------------------------------------------------------------ refused
 
 

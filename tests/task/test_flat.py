@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -253,3 +254,54 @@ def test_what_cannot_be_trained_is_refused_by_name() -> None:
     for wrong, found in ((1.0, "float"), (torch.zeros(2), "shape")):
         with pytest.raises(TypeError, match=found):
             flat.gradient(lambda wrong=wrong: wrong)  # type: ignore[return-value]
+
+
+@given(st.lists(st.tuples(st.sampled_from(["model", "write", "evaluate", "train"]), st.sets(st.integers(0, 6)))))
+def test_the_parameters_are_always_the_newest_model_and_only_what_changed_is_copied(moves: list[Any]) -> None:
+    """A few buckets of the model change, somebody writes to a parameter, another model is scored, or it is trained."""
+    module = perceptron([3, 4, 3], norm=True)
+    flat = FlatModel(module, bucket_bytes=24)
+    kinds = [b.kind for b in flat.layout.buckets]
+    model, there, copied = list(flat.read()), [False] * len(kinds), []
+    send = flat._stager.send
+    flat._stager.send = lambda into, t: (copied.append(t), send(into, t))[1]  # type: ignore[method-assign,func-returns-value]
+    for number, (move, chosen) in enumerate([*moves, ("model", set())]):
+        if move == "write":
+            with torch.no_grad():
+                module[0].bias.add_(1.0)
+            there = [False] * len(kinds)
+        elif move == "evaluate":
+            flat.load([torch.full_like(t, 2.0) for t in model], averages=True)
+            there = [False] * len(kinds)
+        elif move == "train":
+            flat.gradient(lambda: module(torch.randn(4, 3)).sum())
+        else:
+            for b in (b for b in chosen if b < len(model)):
+                model[b], there[b] = torch.full_like(model[b], float(number)), False
+            copied.clear()
+            flat.load(tuple(model))
+            wanted = [
+                id(t)
+                for t, is_there, kind in zip(model, there, kinds, strict=True)
+                if not is_there and kind == "parameters"
+            ]
+            assert [id(t) for t in copied] == wanted
+            there = [True] * len(kinds)
+            for entry in (e for e in flat.layout.entries if e.kind == "parameter"):
+                held = module.get_parameter(entry.name).detach().flatten()
+                assert torch.equal(held, torch.cat(model)[entry.offset : entry.offset + entry.size])
+
+
+def test_what_loads_and_gradients_take_from_the_pool_is_bounded_however_long_they_go_on() -> None:
+    """Whoever gets the gradients holds the last two."""
+    module = perceptron([3, 4, 3])
+    flat, x = FlatModel(module, bucket_bytes=24), torch.ones(2, 3)
+    pool, held = flat._stager.pool, []  # type: ignore[attr-defined]
+    for k in range(40):
+        flat.load(flat.read())
+        module.zero_grad()
+        module(x).sum().backward()
+        held = [*held, flat.collect() if k % 2 else flat.gradient(lambda: module(x).sum())[0]][-2:]
+        if k == 5:
+            made = pool.made
+    assert pool.made == made <= 4 * len(flat.layout.buckets)
