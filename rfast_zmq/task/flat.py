@@ -35,7 +35,6 @@ from rfast_zmq.settings import BUCKET_BYTES
 from rfast_zmq.task.gather import Gather
 from rfast_zmq.task.staging import Look, stager
 
-
 BucketKind = Literal["parameters", "averages"]
 EntryKind = Literal["parameter", "mean", "var"]
 
