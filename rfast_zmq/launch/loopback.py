@@ -66,7 +66,7 @@ def run(plan: Plan, observer: Observer | None = None, stop: Callable[[], int] | 
     return _Loopback(plan, observer or Observer(), stop).run()
 
 
-def _context() -> multiprocessing.context.BaseContext:
+def process_context() -> multiprocessing.context.BaseContext:
     """Processes forked from a server that has imported torch once, where forking is safe."""
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
@@ -124,7 +124,7 @@ class _Loopback:
             return {}
 
     def _start(self, folder: Path) -> None:
-        context = _context()
+        context = process_context()
         nodes = self.plan.topology.nodes
         addresses, run_id = Addresses.ipc(folder, nodes), secrets.token_hex(8)
         if sys.platform == "linux":
@@ -137,7 +137,7 @@ class _Loopback:
             process = context.Process(  # type: ignore[attr-defined]
                 target=node_process, args=(orders, theirs), name=f"rfast node {rank}", daemon=True
             )
-            with _without_main():
+            with without_main():
                 process.start()
             theirs.close()
             self.children.append(_Child(process, ours))
@@ -307,7 +307,7 @@ class _Loopback:
 
 
 @contextmanager
-def _without_main() -> Iterator[None]:
+def without_main() -> Iterator[None]:
     """Start a process that does not import the script that starts it: a node loads its task by path, and so a script
     that calls :func:`run` at its top level, without the ``__main__`` guard, works."""
     main = sys.modules["__main__"].__dict__

@@ -249,7 +249,8 @@ class Outlet:
             more, send = len(frames), cast(Callable[..., object], zmq.backend.Socket.send)
             for frame in frames:
                 more -= 1
-                send(self._socket, frame, zmq.NOBLOCK | zmq.SNDMORE if more else zmq.NOBLOCK, copy=self._copy)
+                flags = zmq.NOBLOCK | zmq.SNDMORE if more else zmq.NOBLOCK
+                send(self._socket, frame, flags, copy=self._copy or len(frame) < COPY_SENT_BELOW_BYTES)
         except zmq.Again:
             return False
         return True

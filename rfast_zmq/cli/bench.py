@@ -1,0 +1,65 @@
+"""``rfast bench``: the node beside plain PyTorch and ZeroMQ, measured on this machine."""
+
+from __future__ import annotations
+
+import json as jsons
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import App, Parameter
+
+from rfast_zmq.cli.flags import WHOLE
+
+if TYPE_CHECKING:
+    from rfast_zmq.bench import Figures
+
+bench = App(
+    name="bench",
+    help="The node beside plain PyTorch and ZeroMQ, real processes on this machine.",
+    default_parameter=Parameter(negative=()),
+)
+
+
+@bench.command
+def transport(
+    *,
+    megabytes: float = 100.0,
+    models: Annotated[int, WHOLE] = 10,
+    relayed: Annotated[int, WHOLE] = 250,
+    repeats: Annotated[int, WHOLE] = 5,
+    json: bool = False,
+) -> None:
+    """A model from process to process beside bare pyzmq and gloo; the age of a model that is passed on.
+
+    Parameters
+    ----------
+    megabytes
+        Size of the model, in 10^6 bytes.
+    models
+        How often it is sent in one measurement.
+    relayed
+        How many models are passed on in one measurement of their age.
+    repeats
+        Measurements of each kind, in turn; medians are given.
+    json
+        Print one JSON object, the last line of standard output.
+    """
+    from rfast_zmq.bench.transport import TransportOptions
+    from rfast_zmq.bench.transport import transport as measure
+
+    options = TransportOptions(megabytes=megabytes, models=models, relayed=relayed, repeats=repeats)
+    _show(measure(options, _tell), json)
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _show(figures: Figures, json: bool) -> None:
+    if json:
+        print(jsons.dumps(figures.json()))
+        return
+    for name, value, aim, what in figures.table():
+        print(f"{name:<28} {value:<28} {aim:<14} {what}".rstrip())
+    for name, value in figures.conditions.items():
+        print(f"{name}: {value}")
