@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -41,11 +42,13 @@ class Line:
         addresses: of them.
         coordinates: of the model.
         every_s: seconds between two gradients of the root.
+        versions: once the last node has taken up so many it says so.
     """
 
     addresses: Addresses
     coordinates: int
     every_s: float
+    versions: int
 
 
 class Silent:
@@ -68,6 +71,7 @@ def bare_model(coordinates: int) -> nn.Module:
 def relay(pipe: Connection, rank: int, line: Line) -> dict[float, float]:
     """One node of the line: says that it is ready, starts when told so, ends when told again.
 
+
     Returns:
         Version of the model (rounds of progress) to the time in seconds when it was first handed out (the root), or
         taken up (the others).
@@ -80,7 +84,8 @@ def relay(pipe: Connection, rank: int, line: Line) -> dict[float, float]:
     steps = Steps()
     node = Node(Plan.make(Task, settings), rank, line.addresses, "bench", 1, Silent(), (own, steps))
     seen_s: dict[float, float] = {}
-    _note_versions(node, seen_s)
+    enough = partial(pipe.send, ("enough", None)) if rank == DEPTH else None
+    _note_versions(node, seen_s, line.versions, enough)
 
     async def main() -> None:
         loop, going = asyncio.get_running_loop(), asyncio.Event()
@@ -117,8 +122,9 @@ def _give(steps: Steps, own: OwnModel, every_s: float) -> None:
         model = steps.take(wait=False) or model
 
 
-def _note_versions(node: Node, seen_s: dict[float, float]) -> None:
-    """Have the core note when it hands out (the root) or takes up a version for the first time."""
+def _note_versions(node: Node, seen_s: dict[float, float], versions: int, enough: Callable[[], None] | None) -> None:
+    """Have the core note when it hands out (the root) or takes up a version for the first time; say when it has seen
+    so many."""
     handle = node.algorithm.handle
 
     def noting(event: Event) -> list[Action]:
@@ -131,7 +137,10 @@ def _note_versions(node: Node, seen_s: dict[float, float]) -> None:
         else:
             return actions
         if message is not None and message.edge.graph == "W":
+            before = len(seen_s)
             seen_s.setdefault(float(message.numbers["P"]), time.monotonic())  # type: ignore[arg-type]
+            if enough is not None and before < versions == len(seen_s):
+                enough()
         return actions
 
     node.algorithm.handle = noting  # type: ignore[method-assign]

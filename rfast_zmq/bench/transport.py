@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,8 +157,10 @@ def _relay(figures: Figures, options: TransportOptions, folder: Path, tell: Call
     nodes, middle, late = 1 + DEPTH, [], []
     with Crew(spread_over_cores(nodes)) as crew:
         for repeat in range(options.repeats):
-            line = Line(Addresses.ipc(folder, nodes), round(RELAYED_MB * 1e6 / 4), RELAY_EVERY_S)
-            ages_s = _ages_s(crew, line, options.relayed)
+            line = Line(
+                Addresses.ipc(folder, nodes), round(RELAYED_MB * 1e6 / 4), RELAY_EVERY_S, UNCOUNTED + options.relayed
+            )
+            ages_s = _ages_s(crew, line)
             cuts = quantiles(ages_s, n=100, method="inclusive")
             middle.append(cuts[49] * 1e3)
             late.append(cuts[98] * 1e3)
@@ -169,7 +170,7 @@ def _relay(figures: Figures, options: TransportOptions, folder: Path, tell: Call
     figures.add("age_ms_p99", late, f"{what}, ms, 99 of 100", ("<=", 15.0))
 
 
-def _ages_s(crew: Crew, line: Line, models: int) -> list[float]:
+def _ages_s(crew: Crew, line: Line) -> list[float]:
     """Seconds from the root's handing out to the last node's taking up, of each version that came so far."""
     nodes = 1 + DEPTH
     for rank in range(nodes):
@@ -178,7 +179,7 @@ def _ages_s(crew: Crew, line: Line, models: int) -> list[float]:
         crew.result(rank)  # ready
     for rank in reversed(range(nodes)):
         crew.tell(rank, "go")
-    time.sleep((models + UNCOUNTED) * line.every_s)
+    crew.result(DEPTH)  # enough
     for rank in range(nodes):
         crew.tell(rank, "end")
     seen = [crew.result(rank) for rank in range(nodes)]
