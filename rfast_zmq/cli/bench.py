@@ -51,6 +51,50 @@ def transport(
     _show(measure(options, _tell), json)
 
 
+@bench.command
+def overhead(
+    *,
+    parameters: Annotated[int, WHOLE] = 25_000_000,
+    gradient_ms: float = 50.0,
+    optimizer: str = "nadam",
+    steps: Annotated[int, WHOLE] = 40,
+    reports: Annotated[int, WHOLE] = 10_000,
+    repeats: Annotated[int, WHOLE] = 5,
+    json: bool = False,
+) -> None:
+    """A training loop of one's own as a node among others, beside the same loop by itself: time, memory, imports.
+
+    Parameters
+    ----------
+    parameters
+        Of the model.
+    gradient_ms
+        Milliseconds that forward and backward pass take at least, the core busy all the while.
+    optimizer
+        sgd, momentum, adamw or nadam, on both sides.
+    steps
+        Counted in one measurement.
+    reports
+        After so many the memory of an inner node is looked at again.
+    repeats
+        Measurements of each kind, in turn; medians are given.
+    json
+        Print one JSON object, the last line of standard output.
+    """
+    from rfast_zmq.bench.overhead import OverheadOptions
+    from rfast_zmq.bench.overhead import overhead as measure
+
+    options = OverheadOptions(
+        parameters=parameters,
+        gradient_ms=gradient_ms,
+        optimizer=optimizer,
+        steps=steps,
+        reports=reports,
+        repeats=repeats,
+    )
+    _show(measure(options, _tell), json)
+
+
 def _tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
