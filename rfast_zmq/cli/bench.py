@@ -95,6 +95,39 @@ def overhead(
     _show(measure(options, _tell), json)
 
 
+@bench.command
+def stall(
+    *,
+    seconds: float = 30.0,
+    positions: tuple[str, ...] = ("root", "inner", "leaf"),
+    gradient_ms: float = 100.0,
+    repeats: Annotated[int, WHOLE] = 1,
+    json: bool = False,
+) -> None:
+    """One of seven nodes is stopped for a while: the others' pace meanwhile, and how soon it counts again.
+
+    Parameters
+    ----------
+    seconds
+        For how long.
+    positions
+        Which node is stopped, one after the other: of root, inner and leaf.
+    gradient_ms
+        Emulated milliseconds of a gradient.
+    repeats
+        Runs of each position; medians are given.
+    json
+        Print one JSON object, the last line of standard output.
+    """
+    from rfast_zmq.bench.stall import StallOptions, parse_positions
+    from rfast_zmq.bench.stall import stall as measure
+
+    options = StallOptions(
+        seconds=seconds, positions=parse_positions(positions), gradient_ms=gradient_ms, repeats=repeats
+    )
+    _show(measure(options, _tell), json)
+
+
 def _tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 

@@ -81,7 +81,7 @@ class _Loopback:
         self.children: list[_Child] = []
         self.out = Run(plan.result(simulated=False))
         self._interrupts = 0
-        self._stop = stop or (lambda: self._interrupts)
+        self._stop, self._told_when = stop or (lambda: self._interrupts), stop is not None
         self._orders_given = 0
         self._t0: float | None = None
         self._root_done_s: float | None = None
@@ -92,7 +92,7 @@ class _Loopback:
 
     def run(self) -> Run:
         folder: Path | None = None
-        before = self._count_interrupts()
+        before = {} if self._told_when else self._count_interrupts()
         try:
             folder = _folder(self.plan.topology.nodes)
             self._start(folder)
