@@ -71,10 +71,11 @@ class Crew:
 
     Args:
         pinned: of each process the core that it is kept on; None: any.
+        preloaded: modules that its jobs need and that take long to import.
     """
 
-    def __init__(self, pinned: Sequence[int | None]) -> None:
-        context = process_context()
+    def __init__(self, pinned: Sequence[int | None], *preloaded: str) -> None:
+        context = process_context(*preloaded)
         self._processes: list[BaseProcess] = []
         self._pipes: list[Connection] = []
         for i, core in enumerate(pinned):

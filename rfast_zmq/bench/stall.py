@@ -22,12 +22,12 @@ NODES = 7
 POSITIONS = {"root": 0, "inner": 1, "leaf": 6}
 """Of the binary tree of seven."""
 REPORTS_A_ROUND = 8
-SETTLING_MOST_S = 2.0
-"""From the start until the pace before the stop is looked at, unless the stop itself is shorter."""
+SETTLING, SETTLING_MOST_S = 0.3, 2.0
+"""From the start until the pace before the stop is looked at: a part of the time of the stop, and at the most."""
 BEFORE_MOST_S = 15.0
-SECONDS_LEAST = 2.0
+SECONDS_LEAST = 1.5
 """In less, nodes report too seldom to tell their pace."""
-AFTER_S, AFTER_MOST_S = 1.0, 20.0
+AFTER_S, AFTER_MOST_S = 0.5, 20.0
 """Once the stopped node counts again the run goes on for so long; and for so long at the most until it does."""
 
 
@@ -132,7 +132,7 @@ class _Watch(Observer):
         self.lines: list[tuple[float, str]] = []
 
     def started(self, pids: list[int]) -> None:
-        self._pid, self._next_s = pids[self._rank], time.monotonic() + min(self._during_s, SETTLING_MOST_S)
+        self._pid, self._next_s = pids[self._rank], time.monotonic() + min(SETTLING * self._during_s, SETTLING_MOST_S)
 
     def report(self, report: Mapping[str, Any]) -> None:
         self.reports.append((time.monotonic(), report))

@@ -66,12 +66,16 @@ def run(plan: Plan, observer: Observer | None = None, stop: Callable[[], int] | 
     return _Loopback(plan, observer or Observer(), stop).run()
 
 
-def process_context() -> multiprocessing.context.BaseContext:
-    """Processes forked from a server that has imported torch once, where forking is safe."""
+def process_context(*preloaded: str) -> multiprocessing.context.BaseContext:
+    """Processes forked from a server that has imported torch once, where forking is safe.
+
+    Args:
+        preloaded: modules that the server, if it does not run yet, imports as well.
+    """
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["rfast_zmq.launch.process"])
+    context.set_forkserver_preload(["rfast_zmq.launch.process", *preloaded])
     return context
 
 

@@ -12,8 +12,20 @@ from rfast_zmq.cli import main
 from rfast_zmq.errors import RfastError
 
 TRANSPORT = ["transport", "--megabytes", "2.5", "--models", "2", "--relayed", "5", "--repeats", "1"]
-OVERHEAD = ["overhead", "--parameters", "20000", "--gradient-ms", "1", "--steps", "5", "--reports", "20"]
-STALL = ["stall", "--seconds", "2", "--positions", "leaf", "--gradient-ms", "25"]
+OVERHEAD = [
+    "overhead",
+    "--parameters",
+    "20000",
+    "--gradient-ms",
+    "1",
+    "--steps",
+    "5",
+    "--reports",
+    "20",
+    "--repeats",
+    "1",
+]
+STALL = ["stall", "--seconds", "1.5", "--positions", "leaf", "--gradient-ms", "25"]
 PROMISED = {
     "transport": {
         *("tcp_vs_zmq", "ipc_vs_zmq", "tcp_vs_gloo", "ipc_vs_gloo", "cpu_vs_zmq", "cpu_down_vs_zmq", "cpu_up_vs_zmq"),
@@ -27,7 +39,7 @@ PROMISED = {
 }
 
 
-@pytest.mark.parametrize("words", [TRANSPORT, [*OVERHEAD, "--repeats", "1"], STALL], ids=lambda words: words[0])
+@pytest.mark.parametrize("words", [[*OVERHEAD, "--repeats", "1"], TRANSPORT, STALL], ids=lambda words: words[0])
 def test_the_last_line_is_an_object_with_the_promised_names(
     words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -40,8 +52,6 @@ def test_the_last_line_is_an_object_with_the_promised_names(
     for name, (least, most) in spreads.items():
         assert isfinite(found[name]), name
         assert least <= found[name] <= most, name
-    if words[0] == "stall":  # a round is 0.2 s of emulated compute: in two seconds a leaf falls ten rounds behind
-        assert found["catch_up_reports"] >= 0
 
 
 def test_a_figure_is_the_median_with_its_spread_beside_it_and_never_not_a_number() -> None:
@@ -64,7 +74,7 @@ def test_a_figure_is_the_median_with_its_spread_beside_it_and_never_not_a_number
         (["overhead", "--optimizer", "lion"], ["--optimizer lion", "sgd, momentum, adamw, nadam"]),
         (["overhead", "--parameters", "0"], ["--parameters 0", "2 or more"]),
         (["overhead", "--gradient-ms", "-1"], ["--gradient-ms -1", "0 or more"]),
-        (["stall", "--seconds", "0.5"], ["--seconds 0.5", "2 or more"]),
+        (["stall", "--seconds", "0.5"], ["--seconds 0.5", "1.5 or more"]),
         (["stall", "--positions", "root,middle"], ["--positions middle", "root, inner, leaf"]),
         (["stall", "--rank", "3"], ["--rank", "rfast bench --help"]),
         (["transprot"], ["transprot", "transport"]),
