@@ -39,7 +39,7 @@ PROMISED = {
 }
 
 
-@pytest.mark.parametrize("words", [[*OVERHEAD, "--repeats", "1"], TRANSPORT, STALL], ids=lambda words: words[0])
+@pytest.mark.parametrize("words", [OVERHEAD, TRANSPORT, STALL], ids=lambda words: words[0])
 def test_the_last_line_is_an_object_with_the_promised_names(
     words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
