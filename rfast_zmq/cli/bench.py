@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as jsons
 import sys
+from inspect import signature
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
@@ -126,6 +127,12 @@ def stall(
         seconds=seconds, positions=parse_positions(positions), gradient_ms=gradient_ms, repeats=repeats
     )
     _show(measure(options, _tell), json)
+
+
+def own_options() -> list[str]:
+    """The names of all flags of this verb, without dashes."""
+    flags = {name for command in (transport, overhead, stall) for name in signature(command).parameters}
+    return sorted(name.replace("_", "-") for name in flags)
 
 
 def _tell(line: str) -> None:
