@@ -117,8 +117,11 @@ def _give(steps: Steps, own: OwnModel, every_s: float) -> None:
     due_s = time.monotonic()
     while model is not None and not steps.over:
         steps.give(Gradient(model.rounds, gradient, 0.0, 1, True, every_s))
-        due_s = max(due_s + every_s, time.monotonic())
-        time.sleep(due_s - time.monotonic())
+        due_s += every_s
+        if (early_s := due_s - time.monotonic()) > 0:
+            time.sleep(early_s)
+        else:
+            due_s -= early_s
         model = steps.take(wait=False) or model
 
 

@@ -22,6 +22,7 @@ from rfast_zmq.transport import Addresses
 RELAYED_MB = 0.8
 RELAY_EVERY_S = 0.02
 """Between two models of the line."""
+SOON_S = 60.0
 UNCOUNTED = 20
 """The first models of the line: memory and the pace settle meanwhile."""
 
@@ -179,7 +180,7 @@ def _ages_s(crew: Crew, line: Line) -> list[float]:
         crew.result(rank)  # ready
     for rank in reversed(range(nodes)):
         crew.tell(rank, "go")
-    crew.result(DEPTH)  # enough
+    crew.result(DEPTH, SOON_S + 10 * line.versions * line.every_s)  # enough
     for rank in range(nodes):
         crew.tell(rank, "end")
     seen = [crew.result(rank) for rank in range(nodes)]
