@@ -29,7 +29,11 @@ FLOORS = [
     {"settings"},
     {"errors"},
 ]
-SIDEWAYS = {("bench", "launch"), ("optim", "launch")}  # a comparison launches runs; a loop of one's own is one node
+SIDEWAYS = {
+    ("bench", "launch"),
+    ("bench", "optim"),
+    ("optim", "launch"),
+}  # a comparison launches runs and own loops; an own loop is one node
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 
 IMPURE = {

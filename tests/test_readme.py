@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from rfast_zmq.cli import VERBS, _app
+from rfast_zmq.cli.bench import own_options as bench_options
 from rfast_zmq.cli.flags import Flags, own_options
 from rfast_zmq.results import NodePoint, Point, Result
 from rfast_zmq.task import Task, load_task
@@ -155,7 +156,7 @@ def test_what_is_said_in_passing_exists() -> None:
                 known = (ROOT / words[1]).read_text() + (ROOT / "benchmarks" / "common.py").read_text()
                 wrong += [f"{page.name}: {span}" for flag in flags if f'"{flag}"' not in known]
                 continue
-            ours = {"algorithm", "hidden", "model", *own_options()}  # and what nodes/ have
+            ours = {"algorithm", "hidden", "model", *own_options(), *bench_options()}  # and what nodes/ have
             wrong += [f"{page.name}: {flag}" for flag in flags if flag[2:] not in ours]
     assert wrong == []
 
@@ -216,7 +217,7 @@ def first_columns(page: str) -> set[str]:
 def test_the_command_lines_page_has_every_flag_and_every_field() -> None:
     page = first_columns("cli.md")
     flags = {span.split()[0][2:] for span in page if span.startswith("--")}
-    assert flags >= {*own_options()} - {"help"}
+    assert flags >= {*own_options(), *bench_options()} - {"help"}
     assert page >= {f.name for f in fields(Result)}
     whole = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     for cls in (Point, NodePoint):

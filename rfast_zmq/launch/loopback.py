@@ -66,12 +66,16 @@ def run(plan: Plan, observer: Observer | None = None, stop: Callable[[], int] | 
     return _Loopback(plan, observer or Observer(), stop).run()
 
 
-def _context() -> multiprocessing.context.BaseContext:
-    """Processes forked from a server that has imported torch once, where forking is safe."""
+def process_context(*preloaded: str) -> multiprocessing.context.BaseContext:
+    """Processes forked from a server that has imported torch once, where forking is safe.
+
+    Args:
+        preloaded: modules that the server, if it does not run yet, imports as well.
+    """
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["rfast_zmq.launch.process"])
+    context.set_forkserver_preload(["rfast_zmq.launch.process", *preloaded])
     return context
 
 
@@ -81,7 +85,7 @@ class _Loopback:
         self.children: list[_Child] = []
         self.out = Run(plan.result(simulated=False))
         self._interrupts = 0
-        self._stop = stop or (lambda: self._interrupts)
+        self._stop, self._told_when = stop or (lambda: self._interrupts), stop is not None
         self._orders_given = 0
         self._t0: float | None = None
         self._root_done_s: float | None = None
@@ -92,7 +96,7 @@ class _Loopback:
 
     def run(self) -> Run:
         folder: Path | None = None
-        before = self._count_interrupts()
+        before = {} if self._told_when else self._count_interrupts()
         try:
             folder = _folder(self.plan.topology.nodes)
             self._start(folder)
@@ -124,7 +128,7 @@ class _Loopback:
             return {}
 
     def _start(self, folder: Path) -> None:
-        context = _context()
+        context = process_context()
         nodes = self.plan.topology.nodes
         addresses, run_id = Addresses.ipc(folder, nodes), secrets.token_hex(8)
         if sys.platform == "linux":
@@ -137,7 +141,7 @@ class _Loopback:
             process = context.Process(  # type: ignore[attr-defined]
                 target=node_process, args=(orders, theirs), name=f"rfast node {rank}", daemon=True
             )
-            with _without_main():
+            with without_main():
                 process.start()
             theirs.close()
             self.children.append(_Child(process, ours))
@@ -307,7 +311,7 @@ class _Loopback:
 
 
 @contextmanager
-def _without_main() -> Iterator[None]:
+def without_main() -> Iterator[None]:
     """Start a process that does not import the script that starts it: a node loads its task by path, and so a script
     that calls :func:`run` at its top level, without the ``__main__`` guard, works."""
     main = sys.modules["__main__"].__dict__

@@ -26,6 +26,8 @@ RECEIVED_MOST = 3
 """Messages of one peer that wait in a PULL: what came while the node did not listen is read in one go."""
 REFILLED = (RECEIVED_MOST + 1) // 2
 """Only once so many were taken does ZeroMQ refill a full socket: whoever took fewer has left none outside."""
+UNAWAITED_MOST = 2
+"""So many signals in a row that nobody waits for; then it is cheaper to begin to listen anew when somebody does."""
 RECONNECT_MS = 100
 """Between two tries to connect, without back-off: a child that already computes must not stay unheard for seconds."""
 BUFFER_LEAST_BYTES, BUFFER_MOST_BYTES = 64 * 1024, 1 << 20
@@ -51,12 +53,17 @@ class Readiness:
         socket: the socket; used by this loop's thread only.
         wanted: ``zmq.POLLIN`` or ``zmq.POLLOUT``.
         listening: whether the loop is woken by the signals; see :meth:`listen`.
+        awaited: once signals come while nobody waits (:data:`UNAWAITED_MOST` in a row), they wake the loop no more
+            until somebody does.
     """
 
-    def __init__(self, socket: zmq.Socket[bytes], wanted: int, *, listening: bool = True) -> None:
-        self._socket, self._wanted = socket, int(wanted)
+    def __init__(
+        self, socket: zmq.Socket[bytes], wanted: int, *, listening: bool = True, awaited: bool = False
+    ) -> None:
+        self._socket, self._wanted, self._awaited = socket, int(wanted), awaited
         self._loop = asyncio.get_running_loop()
         self._waiting: asyncio.Future[None] | None = None
+        self._unawaited = 0
         self._fd = cast(int, socket.getsockopt(zmq.FD))
         self._listening = False
         self.listen(listening)
@@ -78,6 +85,9 @@ class Readiness:
     async def wait(self) -> None:
         """Until it is so."""
         while not self.now():
+            self._unawaited = 0
+            if self._awaited:
+                self.listen(True)
             self._waiting = self._loop.create_future()
             try:
                 await self._waiting
@@ -93,10 +103,13 @@ class Readiness:
             self._waiting.set_result(None)
 
     def _signalled(self) -> None:
-        if self._waiting is None:
-            self.now()
-        else:
+        if self._waiting is not None:
             self.look()
+            return
+        self.now()
+        self._unawaited += 1
+        if self._awaited and self._unawaited >= UNAWAITED_MOST:
+            self.listen(False)
 
 
 class Inlet:
@@ -156,12 +169,10 @@ class Inlet:
 
         Whoever does not take until there is none says :meth:`more`.
         """
-        if not self._readable.now():
-            return None
         recv = zmq.backend.Socket.recv  # without what the class above it does for other kinds of sockets
         try:
             frames = [recv(self._socket, zmq.NOBLOCK, copy=False)]
-        except zmq.Again:
+        except zmq.Again:  # which, like a look at the socket's events, takes the signal back
             return None
         while frames[-1].more:  # a message arrives whole
             frames.append(recv(self._socket, copy=False))
@@ -207,7 +218,9 @@ class Outlet:
             self._socket.close()
             raise UsageError(f"cannot send to node {edge.dst} at {address}: {error.strerror}") from None
         self._news = Readiness(self._monitor, zmq.POLLIN)
-        self._writable = Readiness(self._socket, zmq.POLLOUT, listening=False)
+        self._writable = Readiness(self._socket, zmq.POLLOUT, listening=False, awaited=True)
+        self._takes = False
+        """It was seen that the socket takes a message, and none has been sent since."""
 
     async def watch(self) -> None:
         """Follow the connection, for ever: sets :attr:`connected` and :attr:`lost`."""
@@ -223,20 +236,18 @@ class Outlet:
 
     def ready(self) -> bool:
         """Does the socket take a message now?"""
-        return self._writable.now()
+        self._takes = self._takes or self._writable.now()
+        return self._takes
 
     async def writable(self) -> None:
         """Wait until the socket takes a message.
 
-        The loop listens meanwhile only: a PUSH signals after every message that its line took, and would wake it for
-        nothing.
+        A PUSH signals after every message that its line took. On a line on which one message follows the other that is
+        waited for; the first signal that nobody awaits is the last that wakes the loop for nothing.
         """
-        if not self._writable.now():
-            self._writable.listen(True)
-            try:
-                await self._writable.wait()
-            finally:
-                self._writable.listen(False)
+        if not self.ready():
+            await self._writable.wait()
+            self._takes = True
 
     def send(self, frames: Sequence[bytes | memoryview | Frame]) -> bool:
         """Hand a message to the socket; the frames must never be written to afterwards. A :class:`zmq.Frame` (one that
@@ -245,11 +256,13 @@ class Outlet:
         Returns:
             False if it did not take it after all (its connection has just gone).
         """
+        self._takes = False
         try:
             more, send = len(frames), cast(Callable[..., object], zmq.backend.Socket.send)
             for frame in frames:
                 more -= 1
-                send(self._socket, frame, zmq.NOBLOCK | zmq.SNDMORE if more else zmq.NOBLOCK, copy=self._copy)
+                flags = zmq.NOBLOCK | zmq.SNDMORE if more else zmq.NOBLOCK
+                send(self._socket, frame, flags, copy=self._copy or len(frame) < COPY_SENT_BELOW_BYTES)
         except zmq.Again:
             return False
         return True

@@ -1,0 +1,149 @@
+"""``rfast bench``: the node beside plain PyTorch and ZeroMQ, measured on this machine."""
+
+from __future__ import annotations
+
+import json as jsons
+import sys
+from inspect import signature
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import App, Parameter
+
+from rfast_zmq.cli.flags import WHOLE
+
+if TYPE_CHECKING:
+    from rfast_zmq.bench import Figures
+
+bench = App(
+    name="bench",
+    help="The node beside plain PyTorch and ZeroMQ, real processes on this machine.",
+    default_parameter=Parameter(negative=()),
+)
+
+
+@bench.command
+def transport(
+    *,
+    megabytes: float = 100.0,
+    models: Annotated[int, WHOLE] = 10,
+    relayed: Annotated[int, WHOLE] = 250,
+    repeats: Annotated[int, WHOLE] = 5,
+    json: bool = False,
+) -> None:
+    """A model from process to process beside bare pyzmq and gloo; the age of a model that is passed on.
+
+    Parameters
+    ----------
+    megabytes
+        Size of the model, in 10^6 bytes.
+    models
+        How often it is sent in one measurement.
+    relayed
+        How many models are passed on in one measurement of their age.
+    repeats
+        Measurements of each kind, in turn; medians are given.
+    json
+        Print one JSON object, the last line of standard output.
+    """
+    from rfast_zmq.bench.transport import TransportOptions
+    from rfast_zmq.bench.transport import transport as measure
+
+    options = TransportOptions(megabytes=megabytes, models=models, relayed=relayed, repeats=repeats)
+    _show(measure(options, _tell), json)
+
+
+@bench.command
+def overhead(
+    *,
+    parameters: Annotated[int, WHOLE] = 25_000_000,
+    gradient_ms: float = 50.0,
+    optimizer: str = "nadam",
+    steps: Annotated[int, WHOLE] = 40,
+    reports: Annotated[int, WHOLE] = 10_000,
+    repeats: Annotated[int, WHOLE] = 5,
+    json: bool = False,
+) -> None:
+    """A training loop of one's own as a node among others, beside the same loop by itself: time, memory, imports.
+
+    Parameters
+    ----------
+    parameters
+        Of the model.
+    gradient_ms
+        Milliseconds that forward and backward pass take at least, the core busy all the while.
+    optimizer
+        sgd, momentum, adamw or nadam, on both sides.
+    steps
+        Counted in one measurement.
+    reports
+        After so many the memory of an inner node is looked at again.
+    repeats
+        Measurements of each kind, in turn; medians are given.
+    json
+        Print one JSON object, the last line of standard output.
+    """
+    from rfast_zmq.bench.overhead import OverheadOptions
+    from rfast_zmq.bench.overhead import overhead as measure
+
+    options = OverheadOptions(
+        parameters=parameters,
+        gradient_ms=gradient_ms,
+        optimizer=optimizer,
+        steps=steps,
+        reports=reports,
+        repeats=repeats,
+    )
+    _show(measure(options, _tell), json)
+
+
+@bench.command
+def stall(
+    *,
+    seconds: float = 30.0,
+    positions: tuple[str, ...] = ("root", "inner", "leaf"),
+    gradient_ms: float = 100.0,
+    repeats: Annotated[int, WHOLE] = 1,
+    json: bool = False,
+) -> None:
+    """One of seven nodes is stopped for a while: the others' pace meanwhile, and how soon it counts again.
+
+    Parameters
+    ----------
+    seconds
+        For how long.
+    positions
+        Which node is stopped, one after the other: of root, inner and leaf.
+    gradient_ms
+        Emulated milliseconds of a gradient.
+    repeats
+        Runs of each position; medians are given.
+    json
+        Print one JSON object, the last line of standard output.
+    """
+    from rfast_zmq.bench.stall import StallOptions, parse_positions
+    from rfast_zmq.bench.stall import stall as measure
+
+    options = StallOptions(
+        seconds=seconds, positions=parse_positions(positions), gradient_ms=gradient_ms, repeats=repeats
+    )
+    _show(measure(options, _tell), json)
+
+
+def own_options() -> list[str]:
+    """The names of all flags of this verb, without dashes."""
+    flags = {name for command in (transport, overhead, stall) for name in signature(command).parameters}
+    return sorted(name.replace("_", "-") for name in flags)
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _show(figures: Figures, json: bool) -> None:
+    if json:
+        print(jsons.dumps(figures.json()))
+        return
+    for name, value, aim, what in figures.table():
+        print(f"{name:<28} {value:<28} {aim:<14} {what}".rstrip())
+    for name, value in figures.conditions.items():
+        print(f"{name}: {value}")
