@@ -363,7 +363,7 @@ class FlatModel:
             averages: this node's contribution after the forward pass), and the loss.
 
         Raises:
-            UsageError: the closure did not give a scalar tensor, or one that no gradient goes through.
+            UsageError: the closure did not give a scalar tensor, or one that does not depend on parameters.
         """
         self.clear()
         loss = closure()

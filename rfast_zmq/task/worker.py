@@ -75,7 +75,8 @@ class Worker:
                 module = task.configure_model()
             if not isinstance(module, nn.Module):
                 raise UsageError(f"configure_model() gave {_shown(module)}: must give a torch.nn.Module")
-            module.to(self._device).train()
+            module = module.to(self._device)
+            module.train()
             laid_out = partial(FlatModel, groups=self._group, bucket_bytes=settings.bucket_bytes, turns=turns)
             self._flat = laid_out(module)
             self._feed = make_feed(task.train_data(rank, settings.count), settings.seed, rank)
@@ -236,12 +237,9 @@ def _shown(value: object) -> str:
     """For an error: a short value as it is, of another its type."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
-    text = repr(value)
-    return (
-        text
-        if value is None or (isinstance(value, str | float | int) and len(text) < 40)
-        else f"a {type(value).__name__}"
-    )
+    if value is None or (isinstance(value, str | float | int) and len(repr(value)) < 40):
+        return repr(value)
+    return f"a {type(value).__name__}"
 
 
 def _ctrl_c_raises() -> bool:
