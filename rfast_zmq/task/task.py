@@ -223,7 +223,7 @@ def load_task(path: str) -> type[Task]:
     file = f"{stem}.py" if stem else path
     wanted = wanted if stem else ""
     if stem and not wanted:
-        raise UsageError(f"task {path}: no class after the colon; give {file} or {file}:Class")
+        raise UsageError(f"task {file}: no class after the colon; give {file} or {file}:Class")
     where = Path(file).expanduser().resolve()
     if where.suffix != ".py":
         raise UsageError(f"task {path}: not a Python file; give FILE.py or FILE.py:Class")
