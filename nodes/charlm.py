@@ -18,7 +18,7 @@ from torch.utils.data import Subset
 
 from rfast_zmq.errors import UsageError
 from rfast_zmq.settings import Settings
-from rfast_zmq.task import Task
+from rfast_zmq.task import Task, positive
 
 WANTED = "give a text file in UTF-8"
 
@@ -100,12 +100,6 @@ class CharLM(Task):
         wanted = windows[:, 1:].flatten()
         accuracy = (scores.argmax(1) == wanted).double().mean().item()
         return {"loss": F.cross_entropy(scores, wanted).item(), "accuracy": accuracy}
-
-
-def positive(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError("must be 1 or more")
-    return int(text)
 
 
 if __name__ == "__main__":

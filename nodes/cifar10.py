@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rfast_zmq.errors import UsageError
-from rfast_zmq.task import Task
+from rfast_zmq.task import Task, positive
 
 WANTED = "give a .npz file with arrays x_train, x_test (or x alone), uint8 (N, 32, 32, 3), and y_…, labels 0 to 9 (N,)"
 SHIFT = 2
@@ -71,20 +71,15 @@ class Cifar10(Task):
             with np.load(path) as arrays:
                 parts = [""] if "x" in arrays else ["_train", "_test"]
                 loaded = [(arrays[f"x{part}"], arrays[f"y{part}"]) for part in parts]
-        except Exception as error:
-            raise UsageError(f"--data {path}: {error}; {WANTED}") from None
+        except Exception as error:  # numpy says of most other files that they might be pickles
+            why = error if isinstance(error, OSError | KeyError) else "cannot be read as arrays"
+            raise UsageError(f"--data {path}: {why}; {WANTED}") from None
         for x, y in loaded:
             if x.dtype != np.uint8 or x.shape[1:] != (32, 32, 3) or y.shape != x.shape[:1] or len(y) < 5:
                 raise UsageError(f"--data {path}: x is {x.dtype} {x.shape}, y is {y.shape}; {WANTED}")
             if y.dtype.kind not in "iu" or y.min() < 0 or y.max() > 9:
                 raise UsageError(f"--data {path}: y is {y.dtype}, {y.min()} to {y.max()}; {WANTED}")
         return [(torch.tensor(x), torch.tensor(y).long()) for x, y in loaded]
-
-
-def positive(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError("must be 1 or more")
-    return int(text)
 
 
 def jitter(x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rfast_zmq.errors import UsageError
-from rfast_zmq.task import Task
+from rfast_zmq.task import Task, positive
 
 
 class Digits(Task):
@@ -20,7 +20,7 @@ class Digits(Task):
     options = {"hidden": "64"}
 
     def configure_model(self) -> nn.Module:
-        hidden = self.option("hidden", int)
+        hidden = self.option("hidden", positive)
         return nn.Sequential(nn.Linear(64, hidden), nn.ReLU(), nn.Linear(hidden, 10))
 
     def train_data(self, rank: int, nodes: int) -> tuple[Tensor, Tensor]:

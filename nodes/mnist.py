@@ -34,8 +34,9 @@ class Mnist(Task):
         try:
             with np.load(self.settings.data) as arrays:
                 pixels, labels = arrays["x"], arrays["y"]
-        except Exception as error:
-            raise UsageError(f"--data {self.settings.data}: {error}; {WANTED}") from None
+        except Exception as error:  # numpy says of most other files that they might be pickles
+            why = error if isinstance(error, OSError | KeyError) else "cannot be read as arrays"
+            raise UsageError(f"--data {self.settings.data}: {why}; {WANTED}") from None
         if pixels.shape[1:] != (28, 28) or labels.shape != pixels.shape[:1] or len(labels) < 5:
             raise UsageError(f"--data {self.settings.data}: x is {pixels.shape}, y is {labels.shape}; {WANTED}")
         x, y = torch.tensor(pixels).flatten(1).float() / 255, torch.tensor(labels).long()

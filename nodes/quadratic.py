@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rfast_zmq.errors import UsageError
 from rfast_zmq.settings import Settings
-from rfast_zmq.task import Task
+from rfast_zmq.task import Task, positive
 
 
 class Point(nn.Module):
@@ -27,10 +28,13 @@ class Quadratic(Task):
 
     def __init__(self, settings: Settings, rank: int = 0) -> None:
         super().__init__(settings, rank)
-        n, self.dim = settings.nodes, self.option("dim", int)
+        n, self.dim = settings.nodes, self.option("dim", positive)
         rng = np.random.default_rng([settings.seed, n])
         self.H, self.b = rng.uniform(0.5, 1, (n, self.dim)), rng.normal(0, 1, (n, self.dim))
-        self.w = 2 * np.arange(1, n + 1) / (n + 1) if self.option("weights") == "uneven" else np.ones(n)
+        weights = {"even": np.ones(n), "uneven": 2 * np.arange(1, n + 1) / (n + 1)}
+        if self.option("weights") not in weights:
+            raise UsageError(f"--weights {self.option('weights')}: {' or '.join(weights)}")
+        self.w = weights[self.option("weights")]
         self.optimum = self.w @ (self.H * self.b) / (self.w @ self.H)
 
     def configure_model(self) -> nn.Module:

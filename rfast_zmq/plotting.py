@@ -335,7 +335,8 @@ def _mean_pace(rows: Sequence[Row], rank: int) -> float:
 
 def _read(folder: Path) -> _Run:
     if not folder.is_dir():
-        raise UsageError(f"{folder}: no such folder; give the one that a run was told with --out")
+        what = "not a folder" if folder.exists() else "no such folder"
+        raise UsageError(f"{folder}: {what}; give the one that a run was told with --out")
     config, result = _object(folder / "config.json"), folder / "result.json"
     points = _lines(folder / "metrics.jsonl")
     if not points:

@@ -142,7 +142,8 @@ class RunFolder:
     trained too), model.safetensors, result.json. (Pictures: ``rfast plot``.)
 
     Args:
-        path: the folder; made if it is not there. What an earlier run left in it is replaced file by file.
+        path: the folder; made if it is not there. A file that is written replaces the one of its name; the command line
+            first puts aside what an earlier run left.
     """
 
     def __init__(self, path: Path) -> None:

@@ -6,7 +6,7 @@ a run: ``config.json`` of ``--out`` holds them, and ``--config`` starts from the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -104,14 +104,19 @@ class Settings:
             task_defaults: ``Task.defaults``: field name to value.
 
         Raises:
-            UsageError: a task's default that is no field of the settings.
+            UsageError: no dict, or a task's default that is no field of the settings, or that the field does not take.
         """
+        if not isinstance(task_defaults, Mapping):
+            raise UsageError(f'the task\'s defaults are {task_defaults!r}: want a dict, such as {{"lr": 0.01}}')
         open_ones = sorted(f.name for f in fields(self) if f.default is None)
         for name in task_defaults:
             if name not in open_ones:
                 raise UsageError(f"the task's defaults name {name!r}; a task has a say in {', '.join(open_ones)}")
         chosen = {**DEFAULTS, **task_defaults}
-        return replace(self, **{k: v for k, v in chosen.items() if getattr(self, k) is None})
+        try:
+            return replace(self, **{k: v for k, v in chosen.items() if getattr(self, k) is None})
+        except UsageError as error:  # all else was checked when it was made
+            raise UsageError(f"the task's defaults: {error}") from None
 
     def to_json(self) -> str:
         """All fields as one JSON object, which :meth:`from_json` reads."""
@@ -161,7 +166,31 @@ def check_seed(seed: int) -> None:
         raise UsageError(f"--seed {seed}: must be 0 or more, at most {SEED_MAX}")
 
 
+_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "int": (lambda v: isinstance(v, int) and not isinstance(v, bool), "a whole number"),
+    "float": (lambda v: isinstance(v, int | float) and not isinstance(v, bool), "a number"),
+    "str": (lambda v: isinstance(v, str), "a string"),
+    "tuple[str, ...]": (lambda v: isinstance(v, tuple | list) and all(isinstance(t, str) for t in v), "some strings"),
+    "dict[str, str]": (
+        lambda v: isinstance(v, dict) and all(isinstance(t, str) for pair in v.items() for t in pair),
+        "a dict of strings",
+    ),
+}
+"""By a field's annotation: whether a value will do, and what would."""
+
+
+def _check_kinds(s: Settings) -> None:
+    """What comes from Python or from a task's defaults has gone through no parser."""
+    for f in fields(s):
+        value, kind = getattr(s, f.name), str(f.type).removesuffix(" | None")
+        takes, wanted = _KINDS[kind]
+        if not takes(value) and not (value is None and kind != f.type):
+            raise UsageError(f"{f.name} is {value!r}: want {wanted}")
+
+
 def _check(s: Settings) -> None:
+    _check_kinds(s)
+
     def need(ok: bool, flag: str, value: object, would_do: str) -> None:
         if not ok:
             raise UsageError(f"--{flag} {value}: {would_do}")

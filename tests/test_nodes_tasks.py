@@ -64,8 +64,18 @@ def test_quadratic_noise_cancels_over_an_epoch() -> None:
     nodes = workers("quadratic", nodes=2, task_options={"noise": "1"})
     assert train(nodes, rounds=100, lr=0.3, samples=256)["error"] < 1e-5
     assert train(nodes, rounds=100, lr=0.3, samples=2)["error"] > 1e-3
-    with pytest.raises(UsageError, match="--dim many"):
-        workers("quadratic", nodes=1, task_options={"dim": "many"})
+    for options, said in (
+        ({"dim": "many"}, "--dim many"),
+        ({"dim": "0"}, "--dim 0: must be 1 or more"),
+        ({"weights": "x"}, "--weights x: even or uneven"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            workers("quadratic", nodes=1, task_options=options)
+
+
+def test_digits_says_how_wide_it_can_be() -> None:
+    with pytest.raises(UsageError, match="--hidden 0: must be 1 or more"):
+        workers("digits", nodes=1, task_options={"hidden": "0"})
 
 
 @pytest.fixture
@@ -102,7 +112,7 @@ def test_mnist_says_what_data_it_wants(tmp_path: Path, made: str) -> None:
     for data, said in (
         (None, "--data is missing"),
         (str(tmp_path / "absent.npz"), "No such file"),
-        (str(tmp_path / "text.npz"), "text.npz: "),
+        (str(tmp_path / "text.npz"), r"text\.npz: cannot be read as arrays; give"),
         (str(tmp_path / "other.npz"), "x is not a file"),
         (str(tmp_path / "flat.npz"), r"x is \(9, 784\)"),
     ):

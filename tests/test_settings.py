@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields
+from typing import Any
 
 import pytest
 
@@ -88,3 +89,38 @@ def test_anything_else_is_refused_by_name(text: str | bytes, says: list[str]) ->
         Settings.from_json(text)
     for words in says:
         assert words in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"nodes": "3"}, "nodes is '3': want a whole number"),
+        ({"nodes": 2.5}, "nodes is 2.5: want a whole number"),
+        ({"nodes": True}, "nodes is True: want a whole number"),
+        ({"seed": None}, "seed is None: want a whole number"),
+        ({"lr": "x"}, "lr is 'x': want a number"),
+        ({"drop": [0.1]}, "drop is [0.1]: want a number"),
+        ({"split": 3}, "split is 3: want a string"),
+        ({"straggler": "6:5"}, "straggler is '6:5': want some strings"),
+        ({"task_options": {"dim": 16}}, "task_options is {'dim': 16}: want a dict of strings"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_by_name(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        Settings(**given)
+    assert str(refused.value) == says
+
+
+@pytest.mark.parametrize(
+    ("defaults", "says"),
+    [
+        ({"samples": "many"}, "the task's defaults: samples is 'many': want a whole number"),
+        ({"lr": -1.0}, "the task's defaults: --lr -1.0: must be a number above 0"),
+        (["lr"], "the task's defaults are ['lr']: want a dict"),
+        ({"seed": 3}, "the task's defaults name 'seed'; a task has a say in clip_norm, data"),
+    ],
+)
+def test_what_a_task_cannot_want(defaults: Any, says: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        Settings().resolved(defaults)
+    assert str(refused.value).startswith(says)

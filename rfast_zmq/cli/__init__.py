@@ -107,15 +107,15 @@ def _say(line: str, status: int) -> int:
 
 
 def _parse_error(error: CycloptsError, words: tuple[str, ...]) -> str:
-    """Cyclopts' own message; but an option that nobody has lacks no argument, it is a typo."""
+    """Cyclopts' own message; but an option that the verb does not have lacks no argument."""
     text = str(error)
     if isinstance(error, UnusedCliTokensError):
         text = f"{' '.join(error.unused_tokens or ())}: not expected here."
     from rfast_zmq.cli.flags import no_such_option, own_options
 
     verb = next((word for word in words if word in VERBS), None)
-    missing = re.search(r"parameter --(\S+) requires an argument", text)
-    if verb in ("run", "node", "simulate") and missing and missing[1] not in own_options():
+    missing = re.search(r"parameter --?(\S+) requires an argument", text)
+    if verb in ("run", "node", "simulate") and missing and verb not in own_options().get(missing[1], ()):
         return no_such_option(missing[1], None)
     unknown = re.search(r'Unknown option: "--?([^"=]+)', text)
     if unknown and "Did you mean" not in text and (near := get_close_matches(unknown[1], own_options(), 1)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -192,6 +193,7 @@ def make_plan(task: str, settings: Settings, task_options: dict[str, str]) -> Pl
     from rfast_zmq.task import load_task
 
     cls = load_task(task)
+    _check_options(cls)
     known = {_plain(name): name for name in cls.options}
     options = {**settings.task_options, **task_options}
     for name in options:
@@ -200,19 +202,27 @@ def make_plan(task: str, settings: Settings, task_options: dict[str, str]) -> Pl
     return Plan.make(cls, replace(settings, task_options={known[_plain(name)]: text for name, text in options.items()}))
 
 
-def own_options() -> list[str]:
-    """The names of all flags of run, node and simulate, without dashes."""
-    names = [f.name for cls in (Flags, Judging, Output) for f in fields(cls)]
-    more = ["config", "latency", "bandwidth", "trace", "halt", "rank", "name", "insecure", "run-id", "help"]
-    return [name.replace("_", "-") for name in names] + more
+def own_options() -> dict[str, tuple[str, ...]]:
+    """The names of all flags of run, node and simulate, without dashes, and which of these verbs have each."""
+    every = ("run", "node", "simulate")
+    named = {cls: [_plain(f.name) for f in fields(cls)] for cls in (Flags, Judging, Output)}
+    return {
+        **dict.fromkeys([*named[Flags], *named[Output], "config", "help", "version"], every),
+        **dict.fromkeys(named[Judging], ("run", "simulate")),
+        **dict.fromkeys(("latency", "bandwidth", "trace", "halt"), ("simulate",)),
+        **dict.fromkeys(("rank", "name", "insecure", "run-id"), ("node",)),
+    }
 
 
 def no_such_option(name: str, task: type[Task] | None) -> str:
-    """What to say of an option that neither we nor the task have."""
+    """What to say of an option that the verb does not have, and the task neither."""
     own = own_options()
+    if verbs := own.get(_plain(name)):
+        which = " and ".join(f"rfast {verb}" for verb in verbs)
+        return f"--{_plain(name)} " + (f"belongs to {which}" if len(verbs) < 3 else "takes no value")
     theirs = list(task.options) if task is not None else []
-    near = get_close_matches(name.replace("_", "-"), [*own, *theirs], 2, 0.75)
-    text = f"--{name}: no such option"
+    near = get_close_matches(_plain(name), [*own, *theirs], 2, 0.75)
+    text = f"--{name}: no such option" + (", unless it is the task's own and lacks its value" if task is None else "")
     if near:
         text += f"; did you mean {' or '.join(f'--{option}' for option in near)}?"
     if task is not None:
@@ -220,6 +230,20 @@ def no_such_option(name: str, task: type[Task] | None) -> str:
             ", ".join(f"--{o} (default {d})" for o, d in task.options.items()) or "none of its own"
         )
     return text if near else f"{text}; ours are in rfast run --help"
+
+
+def _check_options(task: type[Task]) -> None:
+    """
+    Raises:
+        UsageError: options of the task that nobody could give.
+    """
+    if not isinstance(task.options, Mapping):
+        raise UsageError(f'{task.__name__}.options is {task.options!r}: want a dict, such as {{"hidden": "64"}}')
+    for name in task.options:
+        if _plain(name) in own_options():
+            raise UsageError(
+                f"{task.__name__}.options has {name!r}: --{_plain(name)} is rfast's own; choose another name"
+            )
 
 
 def _plain(name: str) -> str:

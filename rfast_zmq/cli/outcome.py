@@ -128,9 +128,10 @@ def _verdict(outcome: Outcome, folder: RunFolder | None) -> int:
     if lost:
         who, kept = outcome.plan.topology.called(root), "" if folder is None else "; the other results are kept"
         return _complain(f"{who}, the root, died: no model could be saved{kept}", FAILED)
-    if require is not None and (result.accuracy is None or result.accuracy < require):
-        reached = "none" if result.accuracy is None else f"{result.accuracy:.4f}"
-        return _complain(f"--require {require}: the accuracy ended at {reached}", FAILED)
+    if require is not None and result.accuracy is None:
+        return _complain(f"--require {require}: the task's evaluate() gave no accuracy", FAILED)
+    if require is not None and result.accuracy is not None and not result.accuracy >= require:  # nan is not enough
+        return _complain(f"--require {require}: the accuracy ended at {result.accuracy:.4f}", FAILED)
     return 0
 
 

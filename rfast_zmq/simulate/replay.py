@@ -87,8 +87,7 @@ class _Schedule:
             raise UsageError(f"replay: not a JSON object: {error}") from None
         if not isinstance(given, dict):
             raise UsageError(f"replay: not a JSON object but {_show(given)}")
-        if missing := [key for key in _KEYS if key not in given]:
-            raise UsageError(f"replay: missing {', '.join(missing)}; a schedule has {', '.join(_KEYS)}")
+        _check_keys("a schedule", given, _KEYS)
         w = _array("W", given["W"], (None, None))
         n = len(w)
         if w.shape != (n, n) or n > NODES_MAX:
@@ -100,9 +99,11 @@ class _Schedule:
         if not isinstance(objective, dict) or objective.get("kind") != "quadratic":
             kind = objective.get("kind") if isinstance(objective, dict) else objective
             raise UsageError(f'replay: objective of kind {_show(kind)}: must be "quadratic"')
-        if missing := [key for key in ("H", "b") if key not in objective]:
-            raise UsageError(f"replay: the objective is missing {', '.join(missing)}")
+        _check_keys("the objective", objective, ("kind", "H", "b"))
         h, b = (_array(f"objective {key}", objective[key], (n, len(x0))) for key in ("H", "b"))
+        gamma = float(_array("gamma", given["gamma"], ()))
+        if gamma < 0:
+            raise UsageError(f"replay: gamma is {gamma:g}: must be 0 or more")
         if not isinstance(given["events"], list):
             raise UsageError(f"replay: events is {_show(given['events'])}: must be a list of {_FORMS}")
         return cls(
@@ -111,7 +112,7 @@ class _Schedule:
             h_nP=torch.from_numpy(h),
             b_nP=torch.from_numpy(b),
             x0_P=torch.from_numpy(x0),
-            gamma=float(_array("gamma", given["gamma"], ())),
+            gamma=gamma,
             events=given["events"],
         )
 
@@ -209,6 +210,13 @@ class _Replay:
         }
 
 
+def _check_keys(what: str, given: Mapping[str, Any], keys: Sequence[str]) -> None:
+    missing, unknown = [key for key in keys if key not in given], [key for key in given if key not in keys]
+    if missing or unknown:
+        said = f"missing {', '.join(missing)}" if missing else f"there is no {_show(unknown[0])}"
+        raise UsageError(f"replay: {said}; {what} has {', '.join(keys)}")
+
+
 def _topology(w: Array, a: Array) -> Topology:
     """The two graphs of the matrices' entries off the diagonal."""
     for what, sums in (("row {} of W sums", w.sum(axis=1)), ("column {} of A sums", a.sum(axis=0))):
@@ -228,9 +236,10 @@ def _edges(matrix: Array) -> list[tuple[int, int, float]]:
 
 def _array(name: str, value: object, shape: tuple[int | None, ...]) -> Array:
     """``value`` as finite float64 of ``shape``, in which None is any length but 0."""
-    wanted = "×".join("n" if length is None else str(length) for length in shape) or "one number"
+    size = "×".join("n" if length is None else str(length) for length in shape)
+    wanted = f"{size} numbers" if size else "one number"
     if not _is_numbers(value, len(shape)):
-        raise UsageError(f"replay: {name} is {_show(value)}: must be {wanted}, all numbers")
+        raise UsageError(f"replay: {name} is {_show(value)}: must be {wanted}")
     try:
         array = np.array(value, dtype=np.float64)
     except (ValueError, OverflowError):
@@ -239,7 +248,7 @@ def _array(name: str, value: object, shape: tuple[int | None, ...]) -> Array:
         length == (want or length) and length > 0 for length, want in zip(array.shape, shape, strict=True)
     )
     if not ok:
-        found = "×".join(str(length) for length in array.shape)
+        found = "×".join(str(length) for length in array.shape) if array.size else "empty"
         raise UsageError(f"replay: {name} is {found}: must be {wanted}")
     if not np.isfinite(array).all():
         raise UsageError(f"replay: {name} holds a number that is not finite")

@@ -3,7 +3,7 @@
 from rfast_zmq.task.flat import Bucket, Entry, FlatModel, Group, Layout, Segment
 from rfast_zmq.task.own import OwnModel, Trained
 from rfast_zmq.task.splits import check_split, split
-from rfast_zmq.task.task import Task, load_task, make_task
+from rfast_zmq.task.task import Task, load_task, make_task, positive
 from rfast_zmq.task.worker import Worker, check_weight
 
 __all__ = [
@@ -21,5 +21,6 @@ __all__ = [
     "check_weight",
     "load_task",
     "make_task",
+    "positive",
     "split",
 ]

@@ -278,7 +278,7 @@ class FlatModel:
         named = [
             (name, p) for name, p in module.named_parameters() if p.requires_grad and (only is None or id(p) in only)
         ]
-        if not named:
+        if not any(p.numel() for _, p in named):
             raise UsageError("the model has no trainable parameter: nothing to train; give it some")
         by_group: dict[Group, list[tuple[str, nn.Parameter]]] = {}
         for name, p in named:
@@ -286,7 +286,8 @@ class FlatModel:
         self._averages = _running_averages(module)
         for name, t in named + [pair for mean, var in self._averages for pair in (mean, var)]:
             if t.dtype != torch.float32:
-                raise UsageError(f"{name} is {t.dtype}: parameters and running averages must be torch.float32")
+                what = "parameter" if isinstance(t, nn.Parameter) else "running average"
+                raise UsageError(f"{what} {name} is {t.dtype}: must be torch.float32; the model's .float() makes it so")
         self._ordered = [(name, p) for members in by_group.values() for name, p in members]
 
         entries: list[Entry] = []
@@ -373,13 +374,18 @@ class FlatModel:
             parameter was not used; of averages: this node's contribution after the forward pass), and the loss.
 
         Raises:
-            TypeError: the closure did not give a scalar tensor.
+            UsageError: the closure did not give a scalar tensor, or one that does not depend on parameters.
         """
         self.clear()
         loss = closure()
         if not isinstance(loss, Tensor) or loss.numel() != 1:
-            found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise TypeError(f"training_step must give a scalar tensor, the mean loss of the batch; it gave {found}")
+            found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+            raise UsageError(f"training_step() gave {found}: must give a scalar tensor, the mean loss of the batch")
+        if not loss.requires_grad:
+            raise UsageError(
+                "training_step() gave a loss that no gradient goes back from: must depend on the model's parameters, "
+                "without detach() or no_grad()"
+            )
         look = look or _unseen
         self._gather.begin(look, hooks=True)
         try:

@@ -18,6 +18,7 @@ A task needs three methods; everything else has a default::
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import sys
 import traceback
 from collections.abc import Callable
@@ -36,6 +37,7 @@ from rfast_zmq.task.flat import Group, default_group
 from rfast_zmq.task.splits import split
 
 T = TypeVar("T")
+REQUIRED = ("configure_model", "train_data", "training_step")
 _loaded = count()
 
 
@@ -79,7 +81,8 @@ class Task:
 
         Args:
             name: of the option.
-            kind: makes it what is wanted, such as ``int``; it raises ValueError on text that will not do.
+            kind: makes it what is wanted, such as ``int`` or :func:`positive`; it raises ValueError on text that will
+                not do.
 
         Raises:
             UsageError: ``kind`` would not have it.
@@ -193,6 +196,17 @@ class Task:
         return shards[self.rank]
 
 
+def positive(text: str) -> int:
+    """For :meth:`Task.option`: a whole number, 1 or more.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if (number := int(text)) < 1:
+        raise ValueError("must be 1 or more")
+    return number
+
+
 def load_task(path: str) -> type[Task]:
     """Import the task in a Python file.
 
@@ -202,12 +216,14 @@ def load_task(path: str) -> type[Task]:
         path: ``FILE.py``, in which exactly one :class:`Task` subclass is defined, or ``FILE.py:Class``.
 
     Raises:
-        UsageError: no such file, not a .py, a syntax error, or not one task class in it.
+        UsageError: no such file, not a .py, one that is no text, a syntax error, or not one task class in it.
         TaskError: the file raised while it was imported (rank −1: on no node yet).
     """
     stem, _, wanted = path.rpartition(".py:")
     file = f"{stem}.py" if stem else path
     wanted = wanted if stem else ""
+    if stem and not wanted:
+        raise UsageError(f"task {file}: no class after the colon; give {file} or {file}:Class")
     where = Path(file).expanduser().resolve()
     if where.suffix != ".py":
         raise UsageError(f"task {path}: not a Python file; give FILE.py or FILE.py:Class")
@@ -236,18 +252,65 @@ def make_task(cls: type[Task], settings: Settings, rank: int = 0) -> Task:
         rank: the node.
 
     Raises:
-        UsageError: an option the task does not have or cannot read, or a default that is no setting.
+        UsageError: an option the task does not have or cannot read, a default that is no setting, a method that is not
+            there or does not take what it is given.
         TaskError: the task's own ``__init__`` raised.
     """
+    resolved = settings.resolved(cls.defaults)
+    _check_takes(f"{cls.__name__}.__init__", cls, "settings", "rank")
     try:
-        return cls(settings.resolved(cls.defaults), rank)
+        task = cls(resolved, rank)
     except RfastError:
         raise
     except (Exception, SystemExit) as error:
         raise TaskError(rank, traceback.format_exc()) from error
+    if "_weight" not in vars(task):
+        raise UsageError(
+            f"{cls.__name__}.__init__ does not call super().__init__(settings, rank): it must, first of all"
+        )
+    _check_methods(task)
+    return task
+
+
+def _check_methods(task: Task) -> None:
+    """Whether what the user wrote can be called as it will be.
+
+    Raises:
+        UsageError: a method is not there, or takes other arguments.
+    """
+    name_of_task = type(task).__name__
+    for name, ours in inspect.getmembers(Task, inspect.isfunction):
+        theirs = getattr(task, name)
+        if name in REQUIRED and getattr(theirs, "__func__", None) is ours:
+            raise UsageError(f"{name_of_task} has no {name}(): a task must define {', '.join(REQUIRED)}")
+        if not name.startswith("_") and name not in ("option", "shard"):
+            _check_takes(f"{name_of_task}.{name}", theirs, *list(inspect.signature(ours).parameters)[1:])
+
+
+def _check_takes(name: str, called: Callable[..., Any], *given: str) -> None:
+    """
+    Args:
+        name: what to call it.
+        called: the user's class, or a method of an instance.
+        given: the names of the arguments that it will be given, in order.
+
+    Raises:
+        UsageError: it does not take them.
+    """
+    try:
+        inspect.signature(called).bind(*given)
+    except ValueError:  # not written in Python: nothing is known of it
+        return
+    except TypeError as error:
+        raise UsageError(f"{name} is called with ({', '.join(given)}): {error}") from None
 
 
 def _import(where: Path) -> ModuleType:
+    try:
+        if b"\0" in where.read_bytes():  # Python's own error for this names neither file nor line
+            raise UsageError(f"task {where}: it holds null bytes, so it is no text; give a Python file")
+    except OSError as error:
+        raise UsageError(f"task {where}: cannot be read: {error.strerror}") from None
     name = f"_rfast_task_{next(_loaded)}_{where.stem}"  # Two files of one name must not meet in sys.modules.
     spec = importlib.util.spec_from_file_location(name, where)
     assert spec is not None

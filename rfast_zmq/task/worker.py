@@ -10,18 +10,18 @@ import hashlib
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from math import isfinite
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rfast_zmq.errors import RfastError, TaskError, UsageError
 from rfast_zmq.settings import Settings
-from rfast_zmq.task.flat import FlatModel, Layout
+from rfast_zmq.task.flat import FlatModel, Group, Layout
 from rfast_zmq.task.sampler import make_feed, to_device
 from rfast_zmq.task.staging import Look
 from rfast_zmq.task.task import Task
@@ -29,6 +29,8 @@ from rfast_zmq.task.task import Task
 T = TypeVar("T")
 WEIGHT_LEAST, WEIGHT_MOST = 1e-6, 1e6
 """Nodes' weights are relative: what counts is how they compare; in the sums they must not drown in each other."""
+ACCURACY_SLACK = 1e-4
+"""How far over 1 a mean of float32 may come by rounding."""
 
 
 class Worker:
@@ -44,7 +46,8 @@ class Worker:
 
     Raises:
         TaskError: the task raised while it made the model or the data.
-        UsageError: a model without trainable parameters or not float32, data that is none, a weight of 0 or less.
+        UsageError: a model that is none, without trainable parameters or not float32, data that is none, a weight of 0
+            or less.
     """
 
     layout: Layout
@@ -70,12 +73,15 @@ class Worker:
             cuda = [self._device] if self._device.type == "cuda" else []
             with torch.random.fork_rng(devices=cuda):
                 torch.manual_seed(settings.seed)
-                module = task.configure_model().to(self._device)
+                module = task.configure_model()
+            if not isinstance(module, nn.Module):
+                raise UsageError(f"configure_model() gave {_shown(module)}: must give a torch.nn.Module")
+            module = module.to(self._device)
             module.train()
-            laid_out = partial(FlatModel, groups=task.parameter_group, bucket_bytes=settings.bucket_bytes, turns=turns)
+            laid_out = partial(FlatModel, groups=self._group, bucket_bytes=settings.bucket_bytes, turns=turns)
             self._flat = laid_out(module)
             self._feed = make_feed(task.train_data(rank, settings.count), settings.seed, rank)
-            self.weight = float(task.weight())
+            self.weight = _number("weight()", task.weight())
         check_weight(f"rank {rank}: the task's weight() is", self.weight)
         self.layout = self._flat.layout
         # Copied now and not when first used: then another thread may be in the middle of a training step.
@@ -122,6 +128,7 @@ class Worker:
 
         Raises:
             TaskError: the user's code raised.
+            UsageError: its loss is none.
         """
         with self._users_code(), self._on_stream():
             batch, done = self._feed.draw(samples)
@@ -146,12 +153,13 @@ class Worker:
 
         Raises:
             TaskError: the user's code raised.
+            UsageError: it gave no finite number.
         """
         with self._users_code():
-            factor = float(self.task.lr_schedule(rounds))
-            if not isfinite(factor):
-                raise ValueError(f"lr_schedule({rounds:.6g}) gave {factor}; it must be a number")
-            return factor
+            factor = _number(f"lr_schedule({rounds:.6g})", self.task.lr_schedule(rounds))
+        if not isfinite(factor):
+            raise UsageError(f"lr_schedule({rounds:.6g}) gave {factor}: must give a finite number")
+        return factor
 
     def evaluate(self, model: Sequence[Tensor]) -> dict[str, float]:
         """The task's scores of ``model`` (per bucket a 1-D float32 tensor); empty if it has none.
@@ -160,12 +168,12 @@ class Worker:
 
         Raises:
             TaskError: the user's code raised.
+            UsageError: it gave no dict of numbers, or an accuracy outside of [0, 1].
         """
 
         def score(scored: FlatModel) -> dict[str, float]:
             with self._users_code(), torch.no_grad():
-                found = self.task.evaluate(scored.module) or {}
-                return {name: float(value) for name, value in found.items()}
+                return _scores(self.task.evaluate(scored.module))
 
         return self._with_model(model, score)
 
@@ -187,6 +195,12 @@ class Worker:
             self._scored.module.eval()
             return then(self._scored)
 
+    def _group(self, name: str, parameter: nn.Parameter) -> Group:
+        group = self.task.parameter_group(name, parameter)
+        if not isinstance(group, Group):
+            raise UsageError(f"parameter_group({name!r}, …) gave {_shown(group)}: must give a rfast_zmq.task.Group")
+        return group
+
     def _on_stream(self) -> AbstractContextManager[object]:
         return torch.cuda.stream(self._stream) if self._stream is not None else nullcontext()
 
@@ -201,6 +215,35 @@ class Worker:
             if isinstance(error, KeyboardInterrupt) and _ctrl_c_raises():
                 raise
             raise TaskError(self.rank, traceback.format_exc()) from error
+
+
+def _scores(found: object) -> dict[str, float]:
+    """What the task's ``evaluate`` gave, as numbers."""
+    if found is None:
+        return {}
+    if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
+        raise UsageError(f'evaluate() gave {_shown(found)}: must give a dict of numbers, such as {{"accuracy": 0.9}}')
+    scores = {name: _number(f"evaluate()[{name!r}]", value) for name, value in found.items()}
+    accuracy = scores.get("accuracy", 0.0)
+    if accuracy < 0 or accuracy > 1 + ACCURACY_SLACK:  # one that is not a number is of a model that is none
+        raise UsageError(f"evaluate() gave an accuracy of {accuracy:g}: must be from 0 to 1")
+    return scores
+
+
+def _number(what: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise UsageError(f"{what} gave {_shown(value)}: must give a number") from None
+
+
+def _shown(value: object) -> str:
+    """For an error: a short value as it is, of another its type."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if value is None or (isinstance(value, str | float | int) and len(repr(value)) < 40):
+        return repr(value)
+    return f"a {type(value).__name__}"
 
 
 def _ctrl_c_raises() -> bool:

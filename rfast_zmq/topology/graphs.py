@@ -229,8 +229,8 @@ class Topology:
         if set(pull) & set(push):
             return
         text = (
-            f"the pull graph can be reached from nodes {self._set(pull)}, "
-            f"the push graph drains to {self._set(push)}: they share no root"
+            f"the pull graph can be reached from {f'nodes {self._set(pull)}' if pull else 'no single node'}, "
+            f"the push graph drains to {self._set(push) if push else 'no single node'}: they share no root"
         )
         if not pull:
             first, second = self._pull_sources[:2]

@@ -142,6 +142,18 @@ NODE = ["node", QUADRATIC, "--topology", HOSTS]
         ([*RUN, "--jsn"], ["--jsn", "did you mean --json?"]),
         ([*RUN, "--diim", "3"], ["--diim", "did you mean --dim?"]),
         ([*RUN, "--wings", "2"], ["--wings", "Quadratic has --dim (default 16), --noise (default 0)"]),
+        ([*SIMULATE, "--rank", "0"], ["--rank belongs to rfast node"]),
+        ([*SIMULATE, "--run_id", "x"], ["--run-id belongs to rfast node"]),
+        ([*SIMULATE, "--insecure"], ["--insecure belongs to rfast node"]),
+        ([*RUN, "--latency", "1"], ["--latency belongs to rfast simulate"]),
+        ([*RUN, "--bandwidth", "1mbit"], ["--bandwidth belongs to rfast simulate"]),
+        ([*RUN, "--halt"], ["--halt belongs to rfast simulate"]),
+        ([*NODE, "--rank", "0", "--require", "0.9"], ["--require belongs to rfast run and rfast simulate"]),
+        ([*NODE, "--baseline"], ["--baseline belongs to rfast run and rfast simulate"]),
+        ([*NODE, "--run-id"], ["--run-id requires an argument"]),
+        ([*RUN, "--help=1"], ["--help takes no value"]),
+        ([*RUN, "-x"], ["-x: no such option"]),
+        ([*RUN, "--dim"], ["--dim: no such option, unless it is the task's own and lacks its value"]),
         (["topology", "line", "--nodse", "3"], ["--nodse", "Did you mean --nodes"]),
         (["rnu"], ["rnu", 'Did you mean "run"']),
         (["run"], ["requires an argument", "rfast run --help"]),
@@ -151,6 +163,8 @@ NODE = ["node", QUADRATIC, "--topology", HOSTS]
         ([*SIMULATE, "--compute", "none"], ["--compute none", "constant:0.1"]),
         ([*SIMULATE, "--trace", "/nope/trace"], ["--trace /nope/trace", "No such file"]),
         ([*SIMULATE, "--trace", str(ROOT)], [f"--trace {ROOT}", "Is a directory"]),
+        ([*SIMULATE, "--dim", "0"], ["--dim 0: must be 1 or more; such as --dim 16"]),
+        ([*SIMULATE, "--weights", "x"], ["--weights x: even or uneven"]),
         (["simulate", MNIST], ["--data is missing", ".npz"]),
         ([*NODE, "--rank", "2"], ["--rank 2", "0 (big), 1 (small)"]),
         ([*NODE, "--rank", "bgi"], ["--rank bgi", "0 (big), 1 (small)"]),
@@ -159,7 +173,9 @@ NODE = ["node", QUADRATIC, "--topology", HOSTS]
         ([*NODE, "--rank", "0", "--name", "big"], ["give one"]),
         (["node", QUADRATIC, "--rank", "0"], ["--topology binary-tree", "TOML"]),
         (["replay", "nope.json"], ["nope.json", "no such file"]),
-        (["plot", "nope"], ["nope", "--out"]),
+        (["plot", "nope"], ["nope: no such folder", "--out"]),
+        (["plot", QUADRATIC], ["quadratic.py: not a folder", "--out"]),
+        (["run", f"{QUADRATIC}:"], ["no class after the colon"]),
     ],
     ids=lambda value: " ".join(Path(word).name for word in value) if value and value[0].islower() else None,
 )
@@ -211,6 +227,43 @@ def test_a_broken_metrics_file_is_named_with_its_line(tmp_path: Path, capsys: py
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "metrics.jsonl").write_text('{"time_s": 0, "samples": 0}\n{"time_s": ')
     assert "metrics.jsonl, line 2" in refused(["plot", str(tmp_path)], capsys)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('defaults = {"samples": "many"}', "the task's defaults: samples is 'many': want a whole number"),
+        ('defaults = ["lr"]', "the task's defaults are ['lr']: want a dict"),
+        ('options = {"lr": "64"}', "Odd.options has 'lr': --lr is rfast's own; choose another name"),
+        ('options = {"run_id": "64"}', "Odd.options has 'run_id': --run-id is rfast's own"),
+        ('options = ["lr"]', "Odd.options is ['lr']: want a dict"),
+        ("configure_model = Task.configure_model", "Odd has no configure_model()"),
+        ("def train_data(self): pass", "Odd.train_data is called with (rank, nodes): too many positional arguments"),
+        (
+            "def training_step(self, model, batch): return 1.0",
+            "training_step() gave a float: must give a scalar tensor",
+        ),
+        (
+            'def evaluate(self, model): return {"accuracy": 97.0}',
+            "evaluate() gave an accuracy of 97: must be from 0 to 1",
+        ),
+    ],
+)
+def test_a_task_that_will_not_do(line: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "odd.py").write_text(f"{RAISES.replace('main(Raises)', '')}class Odd(Raises):\n    {line}\n")
+    argv = ["simulate", f"{tmp_path / 'odd.py'}:Odd", "--nodes", "2", "--json"]
+    assert says in refused(argv, capsys)
+
+
+def test_what_is_required_of_an_accuracy_that_is_none_or_no_number(
+    task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--nodes", "2", "--samples", "100", "--require", "0.5"]
+    assert status_of(["simulate", task, *argv, "--where", "unscored"]) == 1
+    assert capsys.readouterr().err == "rfast: --require 0.5: the task's evaluate() gave no accuracy\n"
+    (tmp_path / "nan.py").write_text(RAISES.replace('"accuracy": 0.5', '"accuracy": float("nan")'))
+    assert status_of(["simulate", str(tmp_path / "nan.py"), *argv]) == 1
+    assert capsys.readouterr().err == "rfast: --require 0.5: the accuracy ended at nan\n"
 
 
 @pytest.mark.parametrize("place", ["model", "data", "step"])

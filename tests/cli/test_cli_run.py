@@ -101,7 +101,7 @@ def test_an_accuracy_below_what_is_required_fails(capsys: pytest.CaptureFixture[
     assert end.value.code == 1
     said = capsys.readouterr()
     assert json.loads(said.out.splitlines()[-1])["nodes"] == 2
-    assert "--require 0.9: the accuracy ended at none" in said.err
+    assert "--require 0.9: the task's evaluate() gave no accuracy" in said.err
 
 
 def test_a_simulation_has_the_same_bytes_whatever_the_process_and_its_hash_seed(tmp_path: Path) -> None:

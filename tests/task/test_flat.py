@@ -244,15 +244,25 @@ def test_a_bare_vector() -> None:
 def test_what_cannot_be_trained_is_refused_by_name() -> None:
     module = perceptron([3, 4, 2])
     module[2].double()
-    with pytest.raises(UsageError, match=r"2\.weight is torch\.float64"):
+    with pytest.raises(UsageError, match=r"parameter 2\.weight is torch\.float64: must be torch\.float32.*\.float\(\)"):
         FlatModel(module)
-    with pytest.raises(UsageError, match="no trainable parameter"):
-        FlatModel(nn.Tanh())
+    norm = nn.BatchNorm1d(2)
+    norm.running_mean = norm.running_mean.double()  # type: ignore[union-attr]
+    with pytest.raises(UsageError, match=r"running average running_mean is torch\.float64"):
+        FlatModel(norm)
+    empty = nn.ParameterList([torch.zeros(0)])
+    for nothing in (nn.Tanh(), empty):
+        with pytest.raises(UsageError, match="no trainable parameter"):
+            FlatModel(nothing)
     flat = FlatModel(perceptron([3, 2]))
     with pytest.raises(ValueError, match="buckets of"):
         flat.load((torch.zeros(3),))
-    for wrong, found in ((1.0, "float"), (torch.zeros(2), "shape")):
-        with pytest.raises(TypeError, match=found):
+    for wrong, found in (
+        (1.0, r"a float: must give a scalar tensor"),
+        (torch.zeros(2), r"a tensor of shape \(2,\): must give a scalar tensor"),
+        (torch.zeros(()), "a loss that no gradient goes back from: must depend on the model's parameters"),
+    ):
+        with pytest.raises(UsageError, match=rf"training_step\(\) gave {found}"):
             flat.gradient(lambda wrong=wrong: wrong)  # type: ignore[return-value]
 
 

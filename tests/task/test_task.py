@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rfast_zmq.errors import TaskError, UsageError
 from rfast_zmq.settings import Settings
-from rfast_zmq.task import Group, Task, load_task, make_task
+from rfast_zmq.task import Group, Task, load_task, make_task, positive
 
 
 class Bare(Task):
@@ -40,13 +41,27 @@ def test_options_are_read_and_unknown_ones_refused() -> None:
         Bare(Settings(task_options={"width": "wide"})).option("width", int)
     with pytest.raises(UsageError, match="none of its own"):
         Task(Settings(task_options={"depth": "2"}))
+    assert Bare(Settings()).option("width", positive) == 8
+    with pytest.raises(UsageError, match=r"--width 0: must be 1 or more; such as --width 8"):
+        Bare(Settings(task_options={"width": "0"})).option("width", positive)
+
+
+class Whole(Bare):
+    def configure_model(self) -> nn.Module:
+        return nn.Linear(1, 1)
+
+    def train_data(self, rank: int, nodes: int) -> Tensor:
+        return torch.ones(4, 1)
+
+    def training_step(self, model: nn.Module, batch: tuple[Tensor]) -> Tensor:
+        return model(batch[0]).mean()
 
 
 def test_make_task_resolves_the_defaults_and_wraps_what_the_user_raises() -> None:
-    class Mine(Bare):
+    class Mine(Whole):
         defaults = {"lr": 0.5}
 
-    class Broken(Bare):
+    class Broken(Whole):
         def __init__(self, settings: Settings, rank: int = 0) -> None:
             raise KeyError("oops")
 
@@ -54,6 +69,36 @@ def test_make_task_resolves_the_defaults_and_wraps_what_the_user_raises() -> Non
     assert make_task(Mine, Settings(lr=0.25)).settings.lr == 0.25
     with pytest.raises(TaskError, match="rank 2: the task raised KeyError: 'oops'"):
         make_task(Broken, Settings(), 2)
+
+
+def takes_nothing(self: Task) -> None:
+    return None
+
+
+@pytest.mark.parametrize(
+    ("methods", "says"),
+    [
+        (
+            {"configure_model": Task.configure_model},
+            r"Odd has no configure_model\(\): a task must define configure_model,",
+        ),
+        ({"training_step": Task.training_step}, r"Odd has no training_step\(\)"),
+        ({"train_data": takes_nothing}, r"Odd\.train_data is called with \(rank, nodes\): too many"),
+        ({"on_evaluate": takes_nothing}, r"Odd\.on_evaluate is called with \(metrics\): too many"),
+        ({"weight": lambda self, rank: 1.0}, r"Odd\.weight is called with \(\): missing a required argument: 'rank'"),
+        ({"on_stop": None}, r"Odd\.on_stop is called with \(\): None is not a callable object"),
+        ({"__init__": takes_nothing}, r"Odd\.__init__ is called with \(settings, rank\): too many"),
+        ({"__init__": lambda self, *_: None}, r"Odd\.__init__ does not call super\(\)\.__init__\(settings, rank\)"),
+    ],
+)
+def test_a_task_that_cannot_be_called_as_it_will_be(methods: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        make_task(type("Odd", (Whole,), methods), Settings())
+
+
+def test_other_names_and_more_arguments_than_needed_are_the_users_affair() -> None:
+    odd = {"train_data": lambda self, *args, **more: None, "evaluate": staticmethod(lambda net, often=3: None)}
+    assert isinstance(make_task(type("Odd", (Whole,), odd), Settings()), Whole)
 
 
 def test_shards_of_all_ranks_are_a_partition_and_weigh_by_their_size() -> None:
@@ -99,6 +144,8 @@ def test_a_task_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.Monke
         ("two.py", GOOD + "class B(A):\n    pass\n", r"several tasks, A, B; say which: .*two\.py:A"),
         ("one.py:B", GOOD, "no Task subclass 'B'; it has A"),
         ("one.py:Task", GOOD, "no Task subclass 'Task'"),
+        ("one.py:", GOOD, r"no class after the colon; give one\.py or one\.py:Class"),
+        ("null.py", "x = 1\0\n", "null.py: it holds null bytes"),
         ("syntax.py", "x = 1\ndef f(:\n", "syntax.py, line 2"),
         ("exits.py", "raise SystemExit(3)\n", "__main__"),
         ("says.py", "from rfast_zmq.errors import UsageError\nraise UsageError('my words')\n", "my words"),

@@ -162,6 +162,43 @@ def test_usage_errors_of_the_task_stay_usage_errors() -> None:
         worker(type("Weightless", (Small,), {"weight": lambda self: 0.0}))
 
 
+@pytest.mark.parametrize(
+    ("method", "gives", "says"),
+    [
+        ("configure_model", None, r"configure_model() gave None: must give a torch.nn.Module"),
+        ("configure_model", {}, "configure_model() gave a dict: must give a torch.nn.Module"),
+        ("parameter_group", 3, "parameter_group('0.weight', …) gave 3: must give a rfast_zmq.task.Group"),
+        ("weight", "heavy", "weight() gave 'heavy': must give a number"),
+        ("training_step", torch.ones(3), "training_step() gave a tensor of shape (3,): must give a scalar tensor"),
+        ("lr_schedule", float("nan"), "lr_schedule(2.5) gave nan: must give a finite number"),
+        ("lr_schedule", "x", "lr_schedule(2.5) gave 'x': must give a number"),
+        ("evaluate", 0.5, "evaluate() gave 0.5: must give a dict of numbers"),
+        ("evaluate", {1: 0.5}, "evaluate() gave a dict: must give a dict of numbers"),
+        ("evaluate", {"accuracy": "high"}, "evaluate()['accuracy'] gave 'high': must give a number"),
+        ("evaluate", {"loss": torch.ones(2)}, "evaluate()['loss'] gave a tensor of shape (2,): must give a number"),
+        ("evaluate", {"accuracy": 97.0}, "evaluate() gave an accuracy of 97: must be from 0 to 1"),
+        ("evaluate", {"accuracy": -0.1}, "evaluate() gave an accuracy of -0.1: must be from 0 to 1"),
+    ],
+)
+def test_what_the_users_code_must_not_give_is_named_in_one_line(method: str, gives: Any, says: str) -> None:
+    def use() -> None:
+        w = worker(type("Odd", (Small,), {method: lambda self, *args: gives}))
+        w.gradient(w.initial(), 2)
+        w.lr_schedule(2.5)
+        w.evaluate(w.initial())
+
+    with pytest.raises(UsageError) as refused:
+        use()
+    assert str(refused.value).startswith(says)
+
+
+def test_accuracies_at_the_ends_or_of_no_model_are_taken() -> None:
+    """Rounding may bring a mean a little over 1, and a model that is not finite may have no accuracy."""
+    for accuracy in (0, 1, 1.00001, torch.tensor(1.0), float("nan")):
+        w = worker(type("Ends", (Small,), {"evaluate": lambda self, model, a=accuracy: {"accuracy": a}}))
+        assert str(w.evaluate(w.initial())["accuracy"]) == str(float(accuracy))
+
+
 def test_no_scores_are_an_empty_dict() -> None:
     w = worker(type("Silent", (Small,), {"evaluate": Task.evaluate}))
     assert w.evaluate(w.initial()) == {}
