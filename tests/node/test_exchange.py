@@ -35,7 +35,7 @@ SOON_S, NEVER_S = 20.0, 0.4
 class Peer:
     """An exchange and the algorithm that it serves: it says what :attr:`model` holds, and keeps what it is told."""
 
-    pace_s, idle_s, fed, models_can_wait, name = 0.0, inf, (), False, "run"
+    pace_s, idle_s, fed, models_can_wait, name, early = 0.0, inf, (), False, "run", EARLY
 
     def __init__(self, run: Run, rank: int, into: Any, out: Any, buckets: int = 1, size: int = 300, **given: Any):
         self.__dict__.update(given)
@@ -75,6 +75,12 @@ class Peer:
     def resend_s(self) -> float:
         self.looks += 1
         return self.idle_s
+
+    def pace_of(self, edge: Edge) -> float:
+        return self.pace_s
+
+    def buckets_along(self, edge: Edge) -> tuple[int, ...]:
+        return tuple(range(len(self.model)))
 
     def handle(self, event: Event) -> list[Action]:
         if isinstance(event, Received):
