@@ -105,13 +105,13 @@ class Record:
         prompt: which part of its last entries came within the patience of the one before.
     """
 
-    __slots__ = ("_entered_s", "_n", "c", "g", "left", "prompt", "w", "wv")
+    __slots__ = ("_entered_s", "_n", "_own_memory", "c", "g", "left", "prompt", "w", "wv")
 
     def __init__(self) -> None:
         self.g: Tensor | None = None
         self.w = self.wv = self._n = 0.0
         self.c = 0
-        self.left = False
+        self.left = self._own_memory = False
         self.prompt = 1.0
         self._entered_s = -inf
 
@@ -119,11 +119,13 @@ class Record:
         """Take one more into the window's mean, with weight ``size`` (``alone``: forget the window first)."""
         if self.g is None or self.left or alone or self._n == 0.0:
             self.g, self.w, self.wv, self._n = g, w, wv, size
-            self.left = False
+            self.left = self._own_memory = False
         else:
             self._n += size
             t = size / self._n
-            self.g = torch.lerp(self.g, g, t)
+            # The first entry is somebody else's tensor; what has left begins a new window, and is not written to.
+            self.g = self.g.lerp_(g, t) if self._own_memory else torch.lerp(self.g, g, t)
+            self._own_memory = True
             self.w += t * (w - self.w)
             self.wv += t * (wv - self.wv)
         self.c = c
@@ -206,23 +208,19 @@ class TreeBucket:
         """At the root: when they had."""
         self.own = Child()
         self.children = {j: Child() for j in children}
-        self._parts: list[Tensor] = []
-        """What :meth:`total` summed last: while that is the same, so is the sum, and a repetition is the very same."""
-        self._sum: Tensor
 
     def total(self) -> tuple[Tensor | None, float, float, int]:
-        """S: (w·g, w, w·V, c) of the subtree, the set-aside children only by their c. ``g`` is never written to."""
+        """S: (w·g, w, w·V, c) of the subtree, the set-aside children only by their c. ``g`` is never written to once
+        the report has left."""
         records = [record for record in self._records() if not record.aside]
         said = [r for r in records if r.g is not None]
         c = self.count()
         if not said:
             return None, 0.0, 0.0, c
         parts = [r.g for r in said if r.g is not None]
-        if len(parts) != len(self._parts) or any(a is not b for a, b in zip(parts, self._parts, strict=True)):
-            self._parts, self._sum = parts, parts[0]
-            for i, part in enumerate(parts[1:]):
-                self._sum = self._sum + part if i == 0 else self._sum.add_(part)
-        g = self._sum
+        g = parts[0] if len(parts) == 1 else parts[0] + parts[1]
+        for part in parts[2:]:
+            g.add_(part)
         return g, sum(r.w for r in said), sum(r.wv for r in said), c
 
     def count(self) -> int:
@@ -458,9 +456,11 @@ class RFastTree(Skeleton):
     def _take_step(self, b: int, now: float) -> None:
         """The root: descend along what has been heard since the last descent, if anything was."""
         state = self._state[b]
+        if self._broken or state.count() <= state.last:
+            return
         g, w, wv, c = state.total()
         f = min((c - state.last) / self.config.global_batch, 1.0)
-        if g is None or w <= 0.0 or f <= 0.0 or self._broken:
+        if g is None or w <= 0.0:
             return
         state.last = c
         state.report_left()

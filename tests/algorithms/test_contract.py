@@ -355,9 +355,10 @@ def test_a_node_of_more_weight_counts_more(name: str, shape: str) -> None:
 
 @every_algorithm
 @settings(max_examples=15)
-@given(shape=st.sampled_from(SHAPES), seed=st.integers(0, 999))
+@given(shape=st.sampled_from([shape for shape in SHAPES if shape != "double-tree"]), seed=st.integers(0, 999))
 def test_several_buckets_are_the_same_as_one(name: str, shape: str, seed: int) -> None:
-    """R-FAST is elementwise. Here all buckets of a message share its fate; that they need not is the network's."""
+    """R-FAST is elementwise. Here all buckets of a message share its fate (that they need not is the network's), and
+    travel along one tree."""
     nets = [network(name, shape, dim=4, bucket=bucket, lr=lr_of(name, shape)) for bucket in (None, 1, 3)]
     draw = np.random.default_rng(seed)
     for rank, fate in zip(draw.integers(0, 5, 60), draw.random((60, 64)), strict=True):

@@ -838,7 +838,7 @@ def test_a_child_of_many_buckets_is_set_aside_and_counted_again_in_one_word_each
 
     def from_child(counter: int, c: int) -> list[Action]:
         solo.now += 1.0
-        numbers = {"final": False, **Count().numbers(), "w": 1.0, "wV": 0.0, "c": c, "next_s": 0.0}
+        numbers = {"final": False, **Count().numbers(), "w": 1.0, "wV": 0.0, "c": c, "next_s": 0.0, "answers": 0.0}
         messages = [
             Message(Edge("A", 1, 0), b, Stamp(1, counter), torch.ones(2, dtype=torch.float64), numbers)
             for b in range(buckets)
@@ -857,7 +857,15 @@ def test_absurd_numbers_of_a_peer_leave_the_model_finite(absurd: float) -> None:
     numbers = {**Count().numbers(), "weight": absurd, "loss": absurd, "slowest": absurd}
     for counter in range(1, 6):
         for child in (1, 2):
-            said = {"final": False, **numbers, "w": absurd, "wV": absurd, "c": 4 * counter, "next_s": absurd}
+            said = {
+                "final": False,
+                **numbers,
+                "w": absurd,
+                "wV": absurd,
+                "c": 4 * counter,
+                "next_s": absurd,
+                "answers": absurd,
+            }
             message = Message(Edge("A", child, 0), 0, Stamp(1, counter), solo.vector([1.0]), said)
             solo.node.handle(Received(0.0, message))
         solo.gradient([1.0], samples=4, rounds=solo.rounds)
@@ -868,7 +876,7 @@ def test_absurd_numbers_of_a_peer_leave_the_model_finite(absurd: float) -> None:
         0,
         Stamp(1, 9),
         below.vector([1.0]),
-        {"P": absurd, "phase": 0, "rounds": absurd, "round_s": absurd, "pace_s": absurd},
+        {"P": absurd, "answer": absurd, "phase": 0, "rounds": absurd, "round_s": absurd, "pace_s": absurd},
     )
     below.node.handle(Received(0.0, message))
     below.gradient([1.0])
