@@ -6,8 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import networkx as nx
-
 
 @dataclass(frozen=True)
 class Tree:
@@ -91,6 +89,8 @@ def sources(nodes: int, edges: Iterable[tuple[int, int]]) -> tuple[tuple[int, ..
     If there is exactly one, its members are the roots: from each of them every node can be reached. If there are
     more, the graph has no root.
     """
+    import networkx as nx  # not above: it takes longer to import than all the rest of the package
+
     graph: nx.DiGraph[int] = nx.DiGraph()
     graph.add_nodes_from(range(nodes))
     graph.add_edges_from(edges)
