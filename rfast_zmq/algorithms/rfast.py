@@ -154,9 +154,9 @@ class RFast(Skeleton):
         return [run, *self._mark("W")] if pulled else [run]
 
     def _gradient(self, event: GradientReady) -> list[Action]:
-        config = self.config
+        config, told = self.config, slice(event.first, event.first + len(event.gradient))
         for state, fixed, bucket, g in zip(
-            self._state, self._fixed, config.layout.buckets, event.gradient, strict=True
+            self._state[told], self._fixed[told], config.layout.buckets[told], event.gradient, strict=True
         ):
             if fixed:
                 state.x = state.g = state.z = g

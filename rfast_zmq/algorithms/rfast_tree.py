@@ -289,6 +289,9 @@ class RFastTree(Skeleton):
         clipped = [bucket.size if bucket.kind == "parameters" else 0 for bucket in layout.buckets]
         self._norm = None if config.clip_norm is None else Norm(config.clip_norm, clipped)
         self._aside: tuple[int, ...] = ()
+        """As it was told last; and as it is, while that is known."""
+        self._aside_now: tuple[int, ...] = ()
+        self._aside_known = True
         self._listens = [bool(self.pull_tree(b).children[rank]) for b in range(self.buckets)]
         """Per bucket, whether somebody takes its models from this node."""
         self._hold_s: dict[int, float] = {}
@@ -358,11 +361,14 @@ class RFastTree(Skeleton):
 
     def _gradient(self, event: GradientReady) -> list[Action]:
         w, actions = self.config.weight, []
-        self._own_samples = event.samples
-        if not any(self._listens):
-            self._note_interval(event.now)
-        for b, (state, g) in enumerate(zip(self._state, event.gradient, strict=True)):
+        if event.first == 0:
+            self._own_samples = event.samples
+            if not any(self._listens):
+                self._note_interval(event.now)
+        for b, g in enumerate(event.gradient, event.first):
+            state = self._state[b]
             own = state.own
+            self._aside_known &= not own.aside
             own.moved_at, own.aside = state.rounds, False
             own.came(event.now, PROMPT * self._patience * self.pace_s)
             own.add(
@@ -406,7 +412,7 @@ class RFastTree(Skeleton):
             if state.answer_s is None:
                 state.answer_s, state.asked = now + state.answer * self.pace_s, state.rounds
                 actions += self._mark("A", b, paces=self._answer_paces(state)) if self._in_phase else []
-            if state.look(now, self.pace_s):
+            if self._look(state, now):
                 actions += self._told_aside() + self._mark("A", b)
             return actions
         child, w, c = state.children[message.edge.src], bounded(numbers["w"]), int(numbers["c"])  # type: ignore[arg-type]
@@ -416,12 +422,19 @@ class RFastTree(Skeleton):
             return []
         alone = child.final = bool(numbers["final"])
         if c > child.c or child.g is None:
+            self._aside_known &= not child.aside
             child.came(now, PROMPT * self._patience * self.pace_s)
             alone = alone or child.aside  # what it said while it was set aside is no part of what it says now
             child.moved_at, child.aside = state.rounds, False
         child.answers = max(child.answers, bounded(numbers["answers"], -1.0))
         child.add(message.payload, w, bounded(numbers["wV"]), max(c, child.c), alone=alone)
         return self._told_aside() + self._up(b, now)
+
+    def _look(self, state: TreeBucket, now: float) -> bool:
+        """Set aside whoever does not move; True if there were such."""
+        found = state.look(now, self.pace_s)
+        self._aside_known &= not found
+        return found
 
     def _told_aside(self) -> list[Action]:
         """Who was set aside, or counts again, since this was last said: once a node, however many its buckets."""
@@ -445,7 +458,7 @@ class RFastTree(Skeleton):
             return []
         if in_phase and (answered := state.answers()) > state.answered:
             state.answered, state.answered_s = answered, now
-        actions = self._told_aside() if state.look(now, self.pace_s) else []
+        actions = self._told_aside() if self._look(state, now) else []
         if state.count() <= state.last:
             return actions
         much = state.count() - state.last >= ROUND_UNASKED * self.config.global_batch  # more than a round would be lost
@@ -572,8 +585,14 @@ class RFastTree(Skeleton):
     # ------------------------------------------------------------------------------------ what others ask
 
     def _set_aside(self) -> tuple[int, ...]:
+        if self._aside_known:
+            return self._aside_now
         own = (self.rank,) if any(state.own.aside for state in self._state) else ()
-        return own + tuple({j: None for state in self._state for j, child in state.children.items() if child.aside})
+        self._aside_now = own + tuple(
+            {j: None for state in self._state for j, child in state.children.items() if child.aside}
+        )
+        self._aside_known = True
+        return self._aside_now
 
     def _staleness(self) -> float:
         descended = [s.staleness for s, d in zip(self._state, self._descent, strict=True) if d is not None]

@@ -85,17 +85,20 @@ class ModelWanted:
 
 @dataclass(frozen=True, slots=True)
 class GradientReady:
-    """A gradient was computed at the model of a :class:`RunGradient`.
+    """A gradient was computed at the model of a :class:`RunGradient`; all of it, or some buckets: then the others
+    follow, in order, with nothing else of this node's own in between.
 
     Attributes:
-        gradient: per bucket a 1-D tensor: the mean gradient over the samples (for a bucket of running averages: their
-            contribution, see :class:`~rfast_zmq.task.flat.Layout`).
+        gradient: per bucket, from ``first`` on, a 1-D tensor: the mean gradient over the samples (for a bucket of
+            running averages: their contribution, see :class:`~rfast_zmq.task.flat.Layout`).
         samples: how many samples it is the mean of.
         loss: mean loss over them; None: not known.
         rounds: per bucket, the ``rounds`` of that :class:`RunGradient`.
         seconds: how long it took (emulated time included).
         finite: whether ``loss`` and every coordinate of ``gradient`` are finite numbers, where the driver has looked
-            already (in the thread that computed them, whose cache still holds them); None: not yet.
+            already (in the thread that computed them, whose cache still holds them); None: not yet. True where it comes
+            in parts: one that is not finite is told once.
+        first: the bucket that ``gradient`` begins with.
     """
 
     now: float
@@ -105,6 +108,7 @@ class GradientReady:
     rounds: tuple[float, ...]
     seconds: float
     finite: bool | None = None
+    first: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -244,6 +244,8 @@ class Skeleton(Algorithm):
             finite = all_finite(event.loss or 0.0, event.gradient)
         if not finite:
             return [*self._in_trouble(), Ready()]
+        if event.first + len(event.gradient) < self.buckets:
+            return self._gradient(event)
         self._gradients += 1
         if event.seconds > 0:
             pace = event.samples / event.seconds

@@ -263,7 +263,8 @@ class Node:
             if not done or not self.algorithm.gradient_makes_model:
                 self._begin(bool(done))
             for found in done:
-                self._computed(found)
+                await self._computed(found)
+            del done[:]  # each has the size of a model
 
     def _begin(self, another: bool) -> None:
         """Give the worker thread a model if it has none (``another``: it has just begun another gradient)."""
@@ -284,11 +285,16 @@ class Node:
                 others.append(action)
         self._carry_out(others)
 
-    def _computed(self, found: Gradient) -> None:
-        now = self._now()
-        self._tell(
-            GradientReady(now, found.gradient, found.samples, found.loss, found.rounds, found.seconds, found.finite)
-        )
+    async def _computed(self, found: Gradient) -> None:
+        """Tell the core, bucket by bucket: a large model must not keep the loop from all else."""
+        parts = [(b, (g,)) for b, g in enumerate(found.gradient)] if found.finite else [(0, found.gradient)]
+        for first, part in parts:
+            if first:
+                await asyncio.sleep(0)
+            told = GradientReady(
+                self._now(), part, found.samples, found.loss, found.rounds, found.seconds, found.finite, first
+            )
+            self._tell(told)
         if not found.finite and self.trouble < 0 and not self._stopping.is_set():
             self.trouble = self.rank
             what = "the gradient is not finite" if found.loss is None else f"the loss is {found.loss}"

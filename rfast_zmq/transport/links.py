@@ -30,7 +30,7 @@ UNAWAITED_MOST = 2
 """So many signals in a row that nobody waits for; then it is cheaper to begin to listen anew when somebody does."""
 RECONNECT_MS = 100
 """Between two tries to connect, without back-off: a child that already computes must not stay unheard for seconds."""
-BUFFER_LEAST_BYTES, BUFFER_MOST_BYTES = 64 * 1024, 1 << 20
+BUFFER_LEAST_BYTES, BUFFER_MOST_BYTES = 16 * 1024, 1 << 20
 
 
 def _buffer_bytes(frame_bytes: int) -> int:
