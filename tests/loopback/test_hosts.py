@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +16,7 @@ from typing import Any, NoReturn
 
 import pytest
 
+from rfast_zmq.launch.namespaces import Namespaces
 from rfast_zmq.topology import Endpoints, build, to_toml
 from rfast_zmq.topology.graphs import Topology
 from tests.ports import free_ports
@@ -220,83 +220,60 @@ def test_a_node_that_trains_another_model_is_told(three: Path, hosts: Hosts) -> 
 
 # ------------------------------------------------------------------------------------- real loss, real hosts
 
-HOSTS = 5
-LOSS = "0.05"
+HOSTS, LOSS = 5, 0.05
 
 
-def _why_not() -> str | None:
-    """Why network namespaces cannot be had here; None if they can."""
-    if os.name != "posix" or not hasattr(os, "geteuid") or os.geteuid() != 0:
-        return "needs root for network namespaces"
-    for tool in ("ip", "iptables"):
-        if shutil.which(tool) is None:
-            return f"needs the command {tool} (Debian: iproute2, iptables)"
-    probe = f"rfast-probe-{os.getpid()}"
-    try:
-        made = subprocess.run(["ip", "netns", "add", probe], capture_output=True, text=True)
-        if made.returncode:
-            return f"network namespaces cannot be made here: {made.stderr.strip()}"
-        rule = ["iptables", "-A", "INPUT", "-m", "statistic", "--mode", "random", "--probability", LOSS, "-j", "DROP"]
-        tried = subprocess.run(["ip", "netns", "exec", probe, *rule], capture_output=True, text=True)
-        return f"iptables cannot drop at random here: {tried.stderr.strip()}" if tried.returncode else None
-    finally:
-        subprocess.run(["ip", "netns", "delete", probe], capture_output=True)
-
-
-def _ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
-
-
-@pytest.fixture
-def namespaces() -> Iterator[list[str]]:
-    """Five hosts on a bridge, each losing one packet in twenty that comes in."""
-    if (reason := _why_not()) is not None:
+def namespaces(hosts: int, **how: float) -> Namespaces:
+    if (reason := Namespaces.why_not()) is not None:
         pytest.skip(reason)
-    tag = f"{os.getpid() % 100000}"
-    names = [f"rfast{tag}-{i}" for i in range(HOSTS)]
-    switch = f"rfast{tag}-s"
-    try:
-        _ip("netns", "add", switch)
-        _ip("-n", switch, "link", "add", "br0", "type", "bridge")
-        _ip("-n", switch, "link", "set", "br0", "up")
-        for i, name in enumerate(names):
-            _ip("netns", "add", name)
-            _ip("-n", switch, "link", "add", f"p{i}", "type", "veth", "peer", "name", "eth0", "netns", name)
-            _ip("-n", switch, "link", "set", f"p{i}", "master", "br0", "up")
-            _ip("-n", name, "addr", "add", f"10.77.0.{i + 1}/24", "dev", "eth0")
-            _ip("-n", name, "link", "set", "eth0", "up")
-            _ip("-n", name, "link", "set", "lo", "up")
-            drop = ["iptables", "-A", "INPUT", "-i", "eth0", "-m", "statistic", "--mode", "random"]
-            _ip("netns", "exec", name, *drop, "--probability", LOSS, "-j", "DROP")
-        yield names
-    finally:
-        for name in [*names, switch]:
-            subprocess.run(["ip", "netns", "delete", name], capture_output=True)
+    return Namespaces(hosts, **how)
 
 
-def test_five_hosts_with_real_packet_loss(namespaces: list[str], tmp_path: Path, hosts: Hosts) -> None:
-    ends = [Endpoints(f"tcp://10.77.0.{i + 1}:7001", f"tcp://10.77.0.{i + 1}:7002") for i in range(HOSTS)]
-    path = with_endpoints(build("binary-tree", HOSTS), ends, tmp_path / "hosts.toml")
+def on(topology: Topology, within: Namespaces, path: Path) -> Path:
+    """The topology's file, with the addresses of the hosts."""
+    ends = [
+        Endpoints(f"tcp://{within.address(i)}:7001", f"tcp://{within.address(i)}:7002") for i in range(topology.nodes)
+    ]
+    return with_endpoints(topology, ends, path)
+
+
+def test_five_hosts_with_real_packet_loss(tmp_path: Path, hosts: Hosts) -> None:
     # to a target: a connection that loses its first packets may take seconds, and its node's classes come later
     flags = ("--insecure", "--samples", "100000", "--target", "0.95", "--split", "label", "--compute", "constant:0.05")
     flags += ("--straggler", "4:5", "--report-batch", "3")
     started: list[Host] = []
-    for rank in reversed(range(HOSTS)):
-        started.append(hosts.start(str(DIGITS), path, rank, *flags, prefix=("ip", "netns", "exec", namespaces[rank])))
-        if rank == 1:
-            hosts.started(*started)  # samples are counted from the root's start: on a busy machine all must be there
-    *others, root = started
-    found = hosts.result(root, within_s=150)
-    for other in others:
-        assert hosts.result(other, within_s=60)["per_node"][0]["gradients"] > 0, other.tells()
-    lost = {name: dropped(name) for name in namespaces}
+    with namespaces(HOSTS, loss=LOSS) as within:
+        path = on(build("binary-tree", HOSTS), within, tmp_path / "hosts.toml")
+        for rank in reversed(range(HOSTS)):
+            started.append(hosts.start(str(DIGITS), path, rank, *flags, prefix=within.within(rank)))
+            if rank == 1:
+                hosts.started(*started)  # samples are counted from the root's start: all must be there
+        *others, root = started
+        found = hosts.result(root, within_s=150)
+        for other in others:
+            assert hosts.result(other, within_s=60)["per_node"][0]["gradients"] > 0, other.tells()
+        lost = [within.lost_packets(host) for host in range(HOSTS)]
     assert found["target_s"] is not None, f"{found}\n{root.tells()}"
     assert found["accuracy"] >= 0.94, f"{found}\n{root.tells()}"
-    assert sum(lost.values()) > 50, lost
+    assert sum(lost) > 50, lost
 
 
-def dropped(namespace: str) -> int:
-    """Packets that this host has lost."""
-    command = ["ip", "netns", "exec", namespace, "iptables", "-nvxL", "INPUT"]
-    listing = subprocess.run(command, capture_output=True, text=True, check=True)
-    return int(listing.stdout.splitlines()[2].split()[0])
+def test_on_slow_lines_no_host_says_more_than_its_line_carries(tmp_path: Path, hosts: Hosts) -> None:
+    """Each host has a line of 1 MB/s: left to an eighth of a round they would say seven times what it carries. What
+    waits in slots and buffers is bounded, so what left a host is little more than what its line has carried; and C is
+    what the line takes, not a part of a round."""
+    rate, model_bytes = 1e6, 4 * (64 * 64 + 64 + 64 * 10 + 10)
+    flags = ("--insecure", "--samples", "5000", "--compute", "constant:0.05", "--bucket-bytes", "4096")
+    started: list[Host] = []
+    with namespaces(3, bytes_per_s=rate) as within:
+        path = on(build("binary-tree", 3), within, tmp_path / "hosts.toml")
+        for rank in (2, 1):
+            started.append(hosts.start(str(DIGITS), path, rank, *flags, prefix=within.within(rank)))
+        hosts.started(*started)
+        root = hosts.start(str(DIGITS), path, 0, *flags, prefix=within.within(0))
+        found = hosts.result(root, within_s=90)
+        for other in started:
+            hosts.result(other, within_s=60)
+    assert found["accuracy"] > 0.7, f"{found}\n{root.tells()}"
+    assert found["bytes_sent"] < 1.3 * rate * found["wall_s"] + 10 * model_bytes, found
+    assert found["per_node"][0]["pace_s"] > 1.5 * model_bytes / rate, found
