@@ -202,6 +202,8 @@ class Exchange:
                 if due_s - early_s <= now:
                     self._go_on[edge].set()  # the next bucket, after everything else has had its turn
                 self._due_s[edge] = inf
+        else:
+            self._kept_s.pop(edge, None)
         if edge in self._fed and self._reports is not None:
             overdue_s = self._free_s(PATIENT)
             at_once = self._closing or not self._algorithm.early or not self._reports_can_wait

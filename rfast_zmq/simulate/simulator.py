@@ -249,6 +249,8 @@ class Simulator:
         if due_s < (free_s := self._lines.free_s(edge)):
             node.kept_s.setdefault(edge, due_s)
             due_s = free_s
+        else:
+            node.kept_s.pop(edge, None)
         if due_s < node.wake_s[edge]:
             node.wake_s[edge] = due_s
             self._for(node, due_s, lambda: self._speak(node, edge, due_s))
