@@ -37,6 +37,8 @@ from rfast_zmq.topology import Endpoints, build, to_toml
 NODES, BATCH, GRADIENT_S, MODEL_BYTES, TARGET = 8, 256, 0.1, 101_770 * 4, 0.93
 PULL, PUSH = 7001, 7002
 RING_MODELS = 2 * (NODES - 1) / NODES
+BUCKET_BYTES = {"ddp": 25_600, "float32": 25_600, "bf16": 51_200, "int8": 102_400}
+"""A message carries 25.6 kB of what travels in any case."""
 LR = {"rfast-tree": 0.012, "ddp": 0.016}
 START_S, RUN_S = 90.0, 120.0
 Found = tuple[float | None, float]
@@ -179,7 +181,7 @@ def main() -> None:
                     nodes=NODES, global_batch=BATCH, report_batch=8, optimizer="nadam", split=split, seed=seed,
                     compute=f"constant:{GRADIENT_S}", straggler=(f"5:{factor}",) if factor > 1 else (), target=TARGET,
                     lr=LR["ddp" if side == "ddp" else "rfast-tree"], wire="float32" if side == "ddp" else side,
-                    bucket_bytes=25_600, data=str(Path(args.data).resolve()), samples=90_000,
+                    bucket_bytes=BUCKET_BYTES[side], data=str(Path(args.data).resolve()), samples=90_000,
                 )  # fmt: skip
                 with tempfile.TemporaryDirectory(dir=folder) as own:
                     sides[side].append((run_ddp if side == "ddp" else run_ours)(hosts, settings, Path(own)))

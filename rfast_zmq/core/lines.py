@@ -34,8 +34,9 @@ class LineMeter:
 
     def __init__(self, cycle_bytes: int) -> None:
         self._cycle_bytes = cycle_bytes
-        self._spoke_s = self._seen_s = 0.0
-        self._size = 0
+        self._since_s = self._spoke_s = self._seen_s = self._busy_s = 0.0
+        self._bytes = 0
+        """Said since ``_since_s``, when an edge spoke that was kept; for ``_busy_s`` of that time others were."""
         self._recent: deque[tuple[float, Edge]] = deque(maxlen=2 * OTHERS_MOST)
         self.cycle_s = 0.0
         """Seconds in which the line carries a model along all edges (0.0: it was never seen to be busy)."""
@@ -49,15 +50,23 @@ class LineMeter:
             waited_s: how long the edge had been wanting to speak.
             now: the time.
         """
-        took_s, part = now - self._spoke_s, self._size / self._cycle_bytes if self._cycle_bytes else 0.0
         others = sum(at_s > now - waited_s and other != edge for at_s, other in self._recent)
-        if part and took_s > 0.0 and waited_s >= WAITED * took_s and others < OTHERS_MOST:
-            found_s = took_s / part
-            follows = SLOWER if found_s > self.cycle_s else FASTER
-            self.cycle_s += (found_s - self.cycle_s) * (1.0 - exp(-part * follows))
-            self._seen_s = now
-        elif now - self._seen_s > UNSEEN_CYCLES * self.cycle_s:
+        gap_s, kept_s = now - self._spoke_s, waited_s if others < OTHERS_MOST else 0.0
+        self._busy_s += min(kept_s, gap_s)
+        if gap_s > 0.0 and kept_s >= WAITED * gap_s:  # a socket may take several at once, and then none
+            if self._bytes and self._busy_s >= WAITED * (now - self._since_s):
+                self._find(now - self._since_s, self._bytes / self._cycle_bytes)
+                self._seen_s = now
+            self._since_s, self._busy_s, self._bytes = now, 0.0, 0
+        if now - self._seen_s > UNSEEN_CYCLES * self.cycle_s:
             self.cycle_s *= BELIEVED
             self._seen_s = now
-        self._spoke_s, self._size = now, size
+        self._spoke_s = now
+        self._bytes += size
         self._recent.append((now, edge))
+
+    def _find(self, took_s: float, part: float) -> None:
+        """The line took so long for this part of a cycle."""
+        found_s = took_s / part
+        follows = SLOWER if found_s > self.cycle_s else FASTER
+        self.cycle_s += (found_s - self.cycle_s) * (1.0 - exp(-part * follows))
