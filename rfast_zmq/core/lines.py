@@ -17,8 +17,8 @@ from rfast_zmq.core.events import Edge
 
 WAITED = 0.9
 """An edge that wanted to speak for so much of the time since the last message was kept by the line."""
-OTHERS_MOST = 4
-"""If others have spoken so often meanwhile, it was kept by its own receiver."""
+OTHERS_LEAST, OTHERS_TURNS = 4, 2
+"""If others have spoken so often meanwhile, and each so many times, it was kept by its own receiver."""
 SLOWER, FASTER = 1.0, 0.33
 """How soon the estimate follows, for each cycle's worth of bytes."""
 UNSEEN_CYCLES, BELIEVED = 8.0, 15 / 16
@@ -30,13 +30,15 @@ class LineMeter:
 
     Args:
         cycle_bytes: bytes of every bucket along every out-edge that carries it, once.
+        edges: how many out-edges there are.
     """
 
-    def __init__(self, cycle_bytes: int) -> None:
+    def __init__(self, cycle_bytes: int, edges: int) -> None:
         self._cycle_bytes = cycle_bytes
+        self._others_most = max(OTHERS_LEAST, OTHERS_TURNS * (edges - 1))
         self._spoke_s = self._seen_s = 0.0
         self._size = 0
-        self._recent: deque[tuple[float, Edge]] = deque(maxlen=2 * OTHERS_MOST)
+        self._recent: deque[tuple[float, Edge]] = deque(maxlen=2 * self._others_most)
         self.cycle_s = 0.0
         """Seconds in which the line carries a model along all edges (0.0: it was never seen to be busy)."""
 
@@ -51,7 +53,7 @@ class LineMeter:
         """
         took_s, part = now - self._spoke_s, self._size / self._cycle_bytes if self._cycle_bytes else 0.0
         others = sum(at_s > now - waited_s and other != edge for at_s, other in self._recent)
-        if part and took_s > 0.0 and waited_s >= WAITED * took_s and others < OTHERS_MOST:
+        if part and took_s > 0.0 and waited_s >= WAITED * took_s and others < self._others_most:
             found_s = took_s / part
             follows = SLOWER if found_s > self.cycle_s else FASTER
             self.cycle_s += (found_s - self.cycle_s) * (1.0 - exp(-part * follows))
