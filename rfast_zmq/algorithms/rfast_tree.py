@@ -252,12 +252,17 @@ class TreeBucket:
         """Its own, and its children's."""
         return (self.own, *self.children.values())
 
-    def answers(self) -> float:
+    def all_answered(self) -> float:
         """P of the newest model that all those have answered who can be counted on; at a leaf, of the one that came
-        first since its last report. If they have answered none since then: of the newest that anybody has."""
+        first since its last report."""
         prompt = self.prompt()
-        all_have = min(child.answers for child in prompt) if prompt else self.asked
-        return all_have if all_have > self.answered else max([self.answered, *(k.answers for k in prompt)])
+        return min(child.answers for child in prompt) if prompt else self.asked
+
+    def answers(self) -> float:
+        """The same, of a report that leaves now; if they have answered none since the last one left: P of the newest
+        model that anybody has."""
+        all_have = self.all_answered()
+        return all_have if all_have > self.answered else max([self.answered, *(k.answers for k in self.prompt())])
 
     def prompt(self) -> list[Child]:
         """The children that are mostly heard in every C."""
@@ -445,7 +450,7 @@ class RFastTree(Skeleton):
             return self._mark("A", b, paces=paces)
         if not self._closing.running:
             return []
-        if in_phase and (answered := state.answers()) > state.answered:
+        if in_phase and (answered := state.all_answered()) > state.answered:
             state.answered, state.answered_s = answered, now
         actions = self._told_aside() if state.look(now, self.pace_s) else []
         if state.count() <= state.last:
@@ -494,8 +499,8 @@ class RFastTree(Skeleton):
     def _answer_paces(self, state: TreeBucket) -> float:
         """In phase: so many C after its last report the next is to leave: at once, when all that can be counted on have
         answered the same models; where there are none, as long after a model as the root has it."""
-        if prompt := state.prompt():
-            return AT_ONCE if min(child.answers for child in prompt) > state.answered else PATIENT_IN_PHASE
+        if state.prompt():
+            return AT_ONCE if state.all_answered() > state.answered else PATIENT_IN_PHASE
         if state.answer_s is None or self.pace_s <= 0.0:
             return PATIENT_IN_PHASE
         return min(max((state.answer_s - state.said_s) / self.pace_s, AT_ONCE), PATIENT_IN_PHASE)
