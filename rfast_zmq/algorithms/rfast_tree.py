@@ -16,13 +16,23 @@ gradients of its subtree, the root descends along the total, the model flows dow
     RECV W     take the model up; news for the children
 
 So one descent serves every link and all that was heard since the last. A report leaves C after the last if everybody
-who is prompt has been heard since, else after 2 C; a leaf is sent none while it would not use it.
+who is prompt has been heard since, else after 2 C; a leaf is sent no model while it would not use it. Each bucket goes
+down and up a tree of its own, where the topology gives several.
+
+In phase, which is where the busiest line takes longer for a model than an eighth of a round, and so sets C::
+
+    LINK       the root, asked for its model within .5 C after another link was: the same, without a step (a wave)
+    RECV W     pass it on now.  A leaf reports ``answer`` C after the first that came since its last report
+    RECV A     all prompt children have answered the same models: report now; else 1.3 C after the last report
+    the root   answer ← answer + (what the last reports waited for the models to leave − .05 C)/5, round the clock of C
+
+No edge speaks before .5 C since it last did, nor early.
 
 A child whose c has not moved for K = 10 rounds of P is set aside: its g, w and V leave the sum until it moves. So is
 the node's own record.
 DESCEND is :mod:`rfast_zmq.core.descent`.
 
-Source: ``docs/algorithm.md``, changes 1 to 9; Algorithm 1: arXiv 2307.11617.
+Source: ``docs/algorithm.md``, changes 1 to 10; Algorithm 1: arXiv 2307.11617.
 """
 
 from __future__ import annotations
