@@ -5,6 +5,7 @@ let only now, tells: what was said last took the line so long.
 
 A message that goes into an empty socket buffer passes faster than the line; so a slower one counts sooner than a faster
 one. An edge that is kept while others speak again and again ends at a slow node: that says nothing of this one's line.
+A node that was stopped, or whose only receiver was, finds its line slow once: one finding alone is not believed.
 Where nothing had to wait for a while the line may have become faster, and less is believed by and by.
 """
 
@@ -21,6 +22,8 @@ OTHERS_LEAST, OTHERS_TURNS = 4, 2
 """If others have spoken so often meanwhile, and each so many times, it was kept by its own receiver."""
 SLOWER, FASTER = 1.0, 0.33
 """How soon the estimate follows, for each cycle's worth of bytes."""
+FOUND_BEFORE = 4
+"""No finding counts for more than the slowest of so many before it."""
 UNSEEN_CYCLES, BELIEVED = 8.0, 15 / 16
 """After so many cycles without a wait only this part is still believed."""
 
@@ -39,6 +42,7 @@ class LineMeter:
         self._spoke_s = self._seen_s = 0.0
         self._size = 0
         self._recent: deque[tuple[float, Edge]] = deque(maxlen=2 * self._others_most)
+        self._found_s: deque[float] = deque(maxlen=FOUND_BEFORE)
         self.cycle_s = 0.0
         """Seconds in which the line carries a model along all edges (0.0: it was never seen to be busy)."""
 
@@ -54,7 +58,8 @@ class LineMeter:
         took_s, part = now - self._spoke_s, self._size / self._cycle_bytes if self._cycle_bytes else 0.0
         others = sum(at_s > now - waited_s and other != edge for at_s, other in self._recent)
         if part and took_s > 0.0 and waited_s >= WAITED * took_s and others < self._others_most:
-            found_s = took_s / part
+            found_s = min(took_s / part, max(self._found_s, default=0.0))
+            self._found_s.append(took_s / part)
             follows = SLOWER if found_s > self.cycle_s else FASTER
             self.cycle_s += (found_s - self.cycle_s) * (1.0 - exp(-part * follows))
             self._seen_s = now

@@ -63,7 +63,7 @@ class Line:
 @pytest.mark.parametrize("buckets", [1, 4])
 def test_a_busy_lines_cycle_is_found_exactly_however_many_edges_share_it(edges: int, buckets: int) -> None:
     line = Line(edges, buckets)
-    assert line.run(8 * edges * buckets) == pytest.approx(line.cycle_s, rel=1e-3)
+    assert line.run(10 * edges * buckets) == pytest.approx(line.cycle_s, rel=1e-3)
     assert line.run(20 * edges * buckets) == pytest.approx(line.cycle_s, rel=1e-9)
 
 
@@ -101,11 +101,22 @@ def test_an_edge_that_its_slow_receiver_keeps_does_not_move_it(edges: int) -> No
     assert line.meter.cycle_s <= 1.01 * line.cycle_s, "nothing but what its own word, now and then, holds up"
 
 
+@pytest.mark.parametrize("known", [0, 60])
+@pytest.mark.parametrize("edges", [1, 3, 8])
+def test_a_node_that_stood_still_for_a_minute_does_not_take_its_line_for_slow(edges: int, known: int) -> None:
+    """Nor one whose only receiver did. It would keep to a pace of minutes, and others to twice theirs."""
+    line = Line(edges)
+    line.run(known)
+    line.now += 60.0
+    assert line.run(1) <= 1.001 * line.cycle_s
+    assert line.run(100) == pytest.approx(line.cycle_s, rel=1e-3)
+
+
 def test_a_slower_line_counts_soon_and_a_faster_one_little() -> None:
     line = Line(3)
     first = line.run(60)
     cycle = len(line.said_s)
-    slower = line.run(cycle + 1, rate=line.rate / 2)  # of the first message it is not known yet
+    slower = line.run(cycle + 2, rate=line.rate / 2)  # of the first message it is not known yet, nor is one believed
     assert slower > 1.5 * first, "more than half of the way within one cycle"
     line.run(60)
     before = line.meter.cycle_s
