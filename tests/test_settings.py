@@ -101,6 +101,11 @@ def test_anything_else_is_refused_by_name(text: str | bytes, says: list[str]) ->
         ({"lr": "x"}, "lr is 'x': want a number"),
         ({"drop": [0.1]}, "drop is [0.1]: want a number"),
         ({"split": 3}, "split is 3: want a string"),
+        ({"bucket_bytes": 2.0**20}, "bucket_bytes is 1048576.0: want a whole number"),
+        ({"bucket_bytes": 1023}, "--bucket-bytes 1023: from 1024 to 16777216"),
+        ({"bucket_bytes": 2**24 + 1}, "--bucket-bytes 16777217: from 1024 to 16777216"),
+        ({"pace": -0.1}, "--pace -0.1: must be 0 or more seconds"),
+        ({"pace": "auto"}, "pace is 'auto': want a number"),
         ({"straggler": "6:5"}, "straggler is '6:5': want some strings"),
         ({"task_options": {"dim": 16}}, "task_options is {'dim': 16}: want a dict of strings"),
     ],
@@ -124,3 +129,9 @@ def test_what_a_task_cannot_want(defaults: Any, says: str) -> None:
     with pytest.raises(UsageError) as refused:
         Settings().resolved(defaults)
     assert str(refused.value).startswith(says)
+
+
+def test_buckets_of_a_megabyte_and_the_algorithms_own_pace_unless_something_else_is_said() -> None:
+    settings = Settings().resolved({})
+    assert (settings.bucket_bytes, settings.pace) == (2**20, None)
+    assert [Settings(bucket_bytes=size).bucket_bytes for size in (1024, 2**24)] == [1024, 2**24]

@@ -16,13 +16,23 @@ gradients of its subtree, the root descends along the total, the model flows dow
     RECV W     take the model up; news for the children
 
 So one descent serves every link and all that was heard since the last. A report leaves C after the last if everybody
-who is prompt has been heard since, else after 2 C; a leaf is sent none while it would not use it.
+who is prompt has been heard since, else after 2 C; a leaf is sent no model while it would not use it. Each bucket goes
+down and up a tree of its own, where the topology gives several.
+
+In phase, which is where the busiest line takes longer for a model than an eighth of a round, and so sets C::
+
+    LINK       the root, asked for its model within .5 C after another link was: the same, without a step (a wave)
+    RECV W     pass it on now.  A leaf reports ``answer`` C after the first that came since its last report
+    RECV A     all prompt children have answered the same models: report now; else 1.3 C after the last report
+    the root   answer ← answer + (what the last reports waited for the models to leave − .05 C)/5, round the clock of C
+
+No edge speaks before .5 C since it last did, nor early.
 
 A child whose c has not moved for K = 10 rounds of P is set aside: its g, w and V leave the sum until it moves. So is
 the node's own record.
 DESCEND is :mod:`rfast_zmq.core.descent`.
 
-Source: ``docs/algorithm.md``, changes 1 to 9; Algorithm 1: arXiv 2307.11617.
+Source: ``docs/algorithm.md``, changes 1 to 10; Algorithm 1: arXiv 2307.11617.
 """
 
 from __future__ import annotations
@@ -250,12 +260,17 @@ class TreeBucket:
         """Its own, and its children's."""
         return (self.own, *self.children.values())
 
-    def answers(self) -> float:
+    def all_answered(self) -> float:
         """P of the newest model that all those have answered who can be counted on; at a leaf, of the one that came
-        first since its last report. If they have answered none since then: of the newest that anybody has."""
+        first since its last report."""
         prompt = self.prompt()
-        all_have = min(child.answers for child in prompt) if prompt else self.asked
-        return all_have if all_have > self.answered else max([self.answered, *(k.answers for k in prompt)])
+        return min(child.answers for child in prompt) if prompt else self.asked
+
+    def answers(self) -> float:
+        """The same, of a report that leaves now; if they have answered none since the last one left: P of the newest
+        model that anybody has."""
+        all_have = self.all_answered()
+        return all_have if all_have > self.answered else max([self.answered, *(k.answers for k in self.prompt())])
 
     def prompt(self) -> list[Child]:
         """The children that are mostly heard in every C."""
@@ -456,7 +471,7 @@ class RFastTree(Skeleton):
             return self._mark("A", b, paces=paces)
         if not self._closing.running:
             return []
-        if in_phase and (answered := state.answers()) > state.answered:
+        if in_phase and (answered := state.all_answered()) > state.answered:
             state.answered, state.answered_s = answered, now
         actions = self._told_aside() if self._look(state, now) else []
         if state.count() <= state.last:
@@ -507,8 +522,8 @@ class RFastTree(Skeleton):
     def _answer_paces(self, state: TreeBucket) -> float:
         """In phase: so many C after its last report the next is to leave: at once, when all that can be counted on have
         answered the same models; where there are none, as long after a model as the root has it."""
-        if prompt := state.prompt():
-            return AT_ONCE if min(child.answers for child in prompt) > state.answered else PATIENT_IN_PHASE
+        if state.prompt():
+            return AT_ONCE if state.all_answered() > state.answered else PATIENT_IN_PHASE
         if state.answer_s is None or self.pace_s <= 0.0:
             return PATIENT_IN_PHASE
         return min(max((state.answer_s - state.said_s) / self.pace_s, AT_ONCE), PATIENT_IN_PHASE)

@@ -34,7 +34,7 @@ def topology(
     Parameters
     ----------
     name
-        A family (binary-tree, line, star, ring, exponential, mesh, complete, random:K) or a TOML file.
+        A family (binary-tree, double-tree, line, star, ring, exponential, mesh, complete, random:K) or a TOML file.
     nodes
         Number of nodes: 7 for a family if not given; for a file what it says.
     seed
@@ -54,31 +54,48 @@ def topology(
 
 def describe(made: Topology, console: Console) -> None:
     """Print what a user wants to know of ``made`` before starting a run on it."""
-    table = Table.grid(padding=(0, 2))
+    table, colon = Table.grid(padding=(0, 2)), ":" * (len(made.trees) > 1)
     rows = [
         ("topology", f"{made.name}, checked"),
         ("nodes", str(made.nodes)),
         ("root", made.names[made.root]),
         ("roots of the pull graph W", _some(made, made.pull_roots)),
         ("roots of the push graph A", _some(made, made.push_roots)),
-        ("depth", f"{made.depth} (pull tree {made.pull_tree.depth}, push tree {made.push_tree.depth})"),
+        ("depth", f"{made.depth} ({', '.join(f'{name}{colon} {tree.depth}' for name, tree, _ in _trees(made))})"),
         ("widest node", _widest(made)),
-        ("edges that speak, rfast-tree", f"{made.messages_per_round('rfast-tree')}, each up to 8 times a round"),
+        ("edges that speak, rfast-tree", f"{_speaking(made)}, each up to 8 times a round"),
         ("edges that speak, rfast", f"{made.messages_per_round('rfast')}, each once a gradient of its sender"),
     ]
     for label, value in rows:
         table.add_row(Text(label), Text(value))
     console.print(table)
     console.print()
-    console.print(_text_tree(made, made.pull_tree, "pull tree: models travel from the root down"))
-    console.print()
-    console.print(_text_tree(made, made.push_tree, "push tree: gradient mass travels up to the root"))
-    console.print()
+    for name, tree, carries in _trees(made):
+        console.print(_text_tree(made, tree, f"{name}: {carries}"))
+        console.print()
     console.print(Text(f"pull graph W, models: {_edges(made, made.pull)}"), soft_wrap=True)
     console.print(Text(f"push graph A, gradients: {_edges(made, made.push)}"), soft_wrap=True)
     for node, both in zip(made.names, made.endpoints, strict=True):
         if both is not None:
             console.print(Text(f"node {node} binds {both.pull} (pull) and {both.push} (push)"), soft_wrap=True)
+
+
+def _trees(made: Topology) -> list[tuple[str, Tree, str]]:
+    """Each tree with its name and what travels along it."""
+    if (many := len(made.trees)) < 2:
+        return [
+            ("pull tree", made.pull_tree, "models travel from the root down"),
+            ("push tree", made.push_tree, "gradient mass travels up to the root"),
+        ]
+    return [
+        (f"tree {index}", tree, f"of buckets {index}, {index + many}, … models travel down, gradient mass up")
+        for index, tree in enumerate(made.trees)
+    ]
+
+
+def _speaking(made: Topology) -> int:
+    """Edges along which some bucket goes."""
+    return sum(len({edge for tree in trees for edge in tree.edges}) for trees in (made.pull_trees, made.push_trees))
 
 
 def _text_tree(made: Topology, tree: Tree, title: str) -> TextTree:
@@ -93,11 +110,11 @@ def _text_tree(made: Topology, tree: Tree, title: str) -> TextTree:
 
 
 def _widest(made: Topology) -> str:
-    trees = (("pull", made.pull_tree), ("push", made.push_tree))
-    for kind, tree in trees:
+    for name, tree, _ in _trees(made):
         for node, children in enumerate(tree.children):
             if len(children) == made.widest and made.widest > 0:
-                return f"{made.names[node]}, with {made.widest} child{'ren' * (made.widest > 1)} in the {kind} tree"
+                where = name if len(made.trees) > 1 else f"the {name}"
+                return f"{made.names[node]}, with {made.widest} child{'ren' * (made.widest > 1)} in {where}"
     return "none: a single node"
 
 

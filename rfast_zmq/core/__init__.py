@@ -46,6 +46,11 @@ f, τ, L               ``f``, ``tau``, ``lead``          :class:`~rfast_zmq.core
 θ                     ``Descent.plain``                 the plain iterate, which is evaluated and saved
 K                     ``ASIDE_ROUNDS``                  rounds without a move after which a child is set aside
 C, τ_idle             ``pace_s``, ``resend_s``          :class:`~rfast_zmq.core.interface.Algorithm`
+tree of a bucket      ``pull_tree``, ``push_tree``      of :class:`~rfast_zmq.core.skeleton.Skeleton`: they take turns
+cycle                 ``cycle_s``                       :class:`~rfast_zmq.core.lines.LineMeter`: seconds in which a
+                                                        node's line carries a model along all its edges
+answer, answers       ``TreeBucket.answer``, …          in phase: when a leaf reports, in C after a model came; P of
+                                                        the models that a report answers
 ====================  ================================  ==============================================================
 
 Invariants
@@ -98,9 +103,16 @@ that sum arrives at the root as the exact mean over nodes, proof against loss: w
    takes the mean of what each child said since its own last report. Up to 1.7 times faster where lines are busy;
    nothing changes where they are free.
 9. **Idle resend**: an edge with no news says its newest again. At 60 % loss: 107 → 22.
+10. **In phase where lines are slow**: lines that speak each in their own rhythm make every hop wait. So C is at least
+    what the busiest line takes for a model: measured at each node, up as a maximum, down with the model. Where that is
+    more than an eighth of a round, the root gives all its links the same model (a wave), which is passed on at once; a
+    leaf reports ``answer`` C after it came, an inner node when all its prompt children have answered it, or else 1.3 C
+    after its last report; no edge speaks before .5 C since it last did. The root moves ``answer``, which comes down
+    with the models, so that the last reports are there shortly before the next models leave. Computing never waits.
 
 A child whose count has not moved for K = 10 rounds is set aside until it moves: otherwise its stale gradient drives τ
-and L up, and the run ends at the wrong point or diverges. (In phase, the tenth change, is not built yet.)
+and L up, and the run ends at the wrong point or diverges. Where a topology gives several trees, the buckets take turns
+between them.
 
 How it is driven
 ----------------
@@ -116,5 +128,6 @@ Two drivers, the simulator and the node, do nothing but this; a gradient's walk 
 
 The files: :mod:`~rfast_zmq.core.events` the words, :mod:`~rfast_zmq.core.interface` what an algorithm is,
 :mod:`~rfast_zmq.core.skeleton` stamps, census and closing for all of them, :mod:`~rfast_zmq.core.slots` latest wins,
-:mod:`~rfast_zmq.core.descent` the root's step, :mod:`~rfast_zmq.core.control` the census and the end.
+:mod:`~rfast_zmq.core.lines` how busy a node's line is, :mod:`~rfast_zmq.core.descent` the root's step,
+:mod:`~rfast_zmq.core.control` the census and the end.
 """

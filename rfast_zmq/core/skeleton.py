@@ -80,7 +80,8 @@ class Skeleton(Algorithm):
             packed_bytes(bucket.size, packing) if packing != PACKINGS[0] else bucket.size * config.layout.dtype.itemsize
             for bucket, packing in zip(config.layout.buckets, config.packings, strict=True)
         ]
-        self._line = LineMeter(sum(self._payload_bytes[b] for of_edge in along.values() for b in of_edge))
+        cycle_bytes = sum(self._payload_bytes[b] for of_edge in along.values() for b in of_edge)
+        self._line = LineMeter(cycle_bytes, len(along))
         self._counter = dict.fromkeys(self.out_edges, 0)
         self._accepted_stamp: dict[tuple[Edge, int], Stamp] = {}
         self._count_stamp: dict[int, Stamp] = {}

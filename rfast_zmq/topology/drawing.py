@@ -1,4 +1,4 @@
-"""Both graphs of a topology side by side in one PNG."""
+"""Both graphs of a topology side by side in one PNG, and the trees in them."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ LAYER_WIDTH_MAX = 8
 """A level with more nodes than this is bent into a circle around the root."""
 SPARE_EDGES_MAX = 2000
 """A graph with more edges is drawn without its spare ones: they would be one grey disc, and take minutes."""
+TREES_MAX = 4
+"""Of so many trees each gets its row; others are only counted."""
 SMALL_NAME = 3
 """Names of at most so many characters stand inside their node, longer ones above or below it."""
 
@@ -29,7 +31,8 @@ SMALL_NAME = 3
 def draw(topology: Topology, path: Path) -> None:
     """Draw W (models) and A (gradients) side by side into ``path`` as a PNG.
 
-    The shared root is coloured. The edges of the two spanning trees are dark, the spare ones light and dashed. A graph
+    The shared root is coloured. The edges of the two spanning trees are dark, the spare ones light and dashed. Where
+    the buckets take turns between several trees, each has a row of its own, without the edges of the others. A graph
     whose edges all join neighbouring levels of its tree is laid out in levels (or, where a level is wide, in circles
     around the root), any other on one circle.
 
@@ -46,18 +49,17 @@ def draw(topology: Topology, path: Path) -> None:
     except ImportError:
         raise UsageError("drawing needs matplotlib: pip install 'rfast-zmq[demo]'") from None
 
-    panels = (
-        ("pull graph W: models", topology.pull, topology.pull_tree, False),
-        ("push graph A: gradients", topology.push, topology.push_tree, True),
-    )
+    panels = _panels(topology)
     places = [layout(tree, edges) for _, edges, tree, _ in panels]
     width, height = _panel_inches(places, topology)
-    figure = Figure(figsize=(2 * width, height + 1.1), facecolor="white", layout="constrained")
-    for axes, place, (title, edges, tree, upward) in zip(figure.subplots(1, 2), places, panels, strict=True):
+    rows = len(panels) // 2
+    figure = Figure(figsize=(2 * width, rows * height + 1.1), facecolor="white", layout="constrained")
+    all_axes = figure.subplots(rows, 2).flat
+    for axes, place, (title, edges, tree, upward) in zip(all_axes, places, panels, strict=True):
         axes.set_title(title, fontsize=13, color=LABEL, pad=10)
         _panel(axes, topology, place, edges, tree, upward=upward)
     figure.suptitle(
-        f"{topology.name.replace('$', chr(92) + '$')}, {_nodes(topology.nodes)}",
+        f"{topology.name.replace('$', chr(92) + '$')}, {_nodes(topology.nodes)}{_left_out(topology)}",
         fontsize=15,
         fontweight="bold",
         color=LABEL,
@@ -75,8 +77,9 @@ def draw(topology: Topology, path: Path) -> None:
         ),
         Line2D([], [], color=TREE_EDGE, lw=2, label="tree edge"),
     ]
-    if len(topology.pull) + len(topology.push) > 2 * (topology.nodes - 1):
-        hidden = max(len(topology.pull), len(topology.push)) > SPARE_EDGES_MAX
+    most = max(len(edges) for _, edges, _, _ in panels)
+    if most > topology.nodes - 1:
+        hidden = most > SPARE_EDGES_MAX
         spare = f"spare edge (not drawn in a graph of over {SPARE_EDGES_MAX})" if hidden else "spare edge"
         legend.append(Line2D([], [], color=SPARE_EDGE, lw=1.4, ls=(0, (4, 2)), label=spare))
     figure.legend(handles=legend, loc="outside lower center", ncols=3, frameon=False, fontsize=11, labelcolor=LABEL)
@@ -84,6 +87,30 @@ def draw(topology: Topology, path: Path) -> None:
         figure.savefig(path, format="png", dpi=130)
     except OSError as error:
         raise UsageError(f"{path}: the drawing cannot be written: {error.strerror}") from None
+
+
+def _panels(topology: Topology) -> list[tuple[str, Edges, Tree, bool]]:
+    """Title, edges, tree and whether that leads upward: two for each pair of trees."""
+    pairs = list(zip(topology.pull_trees, topology.push_trees, strict=True))
+    panels: list[tuple[str, Edges, Tree, bool]] = []
+    for index, (pull, push) in enumerate(pairs[:TREES_MAX]):
+        which = f", tree {index}" if len(pairs) > 1 else ""
+        for title, edges, tree, trees, upward in (
+            (f"pull graph W{which}: models", topology.pull, pull, topology.pull_trees, False),
+            (f"push graph A{which}: gradients", topology.push, push, topology.push_trees, True),
+        ):
+            others = {
+                edge
+                for edge in edges
+                if any(_is_tree(t, edge, upward) for t in trees) and not _is_tree(tree, edge, upward)
+            }
+            panels.append((title, {e: w for e, w in edges.items() if e not in others}, tree, upward))
+    return panels
+
+
+def _left_out(topology: Topology) -> str:
+    trees = len(topology.pull_trees)
+    return f", {TREES_MAX} of its {trees} trees" if trees > TREES_MAX else ""
 
 
 def layout(tree: Tree, edges: Edges) -> tuple[Point, ...]:

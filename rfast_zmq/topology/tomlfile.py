@@ -26,9 +26,8 @@ the two graphs there may be trees, between which the buckets of a model take tur
     [[tree]]
     edges = [["big", "small"]]          # from parent to child: models go down it, gradient mass up
 
-What a node's
-given weights leave of 1 is shared evenly by its edges without a weight and the node itself (W: what it pulls; A: what
-it pushes). Both graphs must be there and share a root, as must all trees. Any other key is refused.
+What a node's given weights leave of 1 is shared evenly by its edges without a weight and the node itself (W: what it
+pulls; A: what it pushes). Both graphs must be there and share a root, as must all trees. Any other key is refused.
 """
 
 from __future__ import annotations
@@ -103,6 +102,9 @@ def to_toml(topology: Topology) -> str:
     """``topology`` as a text that :func:`from_toml` reads back to an equal one, weights to the last bit.
 
     Weights stand only where a node's differ from the even ones.
+
+    Raises:
+        UsageError: trees in graphs that have more edges, or uneven weights: the format has no place for those.
     """
     lines = [f"name = {_quoted(topology.name)}"]
     plain = topology.names == default_names(topology.nodes)
@@ -114,6 +116,9 @@ def to_toml(topology: Topology) -> str:
             if both is not None:
                 lines += [f"pull = {_quoted(both.pull)}", f"push = {_quoted(both.push)}"]
     if topology.trees:
+        parents = [tree.parent for tree in topology.trees]
+        if from_trees(topology.name, topology.names, parents, topology.endpoints) != topology:
+            raise UsageError(f"topology {topology.name!r} has edges beside its trees, or weights: no file can say both")
         return "\n".join(lines + _tree_lines(topology, plain)) + "\n"
     even = from_edges(topology.name, topology.names, topology.pull, topology.push)
     for graph, edges, evenly, owner in (
@@ -162,7 +167,7 @@ def _topology(document: Mapping[str, Any], name: str) -> Topology:
 def _parents(where: str, table: Any, names: tuple[str, ...]) -> list[int | None]:
     """Per node its parent."""
     parents: list[int | None] = [None] * len(names)
-    for edge in _edge_list(where, table, names, 'want edges = [["parent", "child"], …]'):
+    for edge in _edge_list(where, table, names, 'want edges = [["parent", "child"], …]', '["parent", "child"]'):
         above, child = edge[:2]
         if len(edge) == 3:
             raise UsageError(f"{where} gives {names[above]} → {names[child]} a weight: the edges of a tree have none")
@@ -208,7 +213,13 @@ def _edges(graph: str, document: Mapping[str, Any], names: tuple[str, ...]) -> l
     return _edge_list(f"[{graph}]", document[graph], names, example)
 
 
-def _edge_list(what: str, table: Any, names: tuple[str, ...], example: str) -> list[EdgeSpec]:
+def _edge_list(
+    what: str,
+    table: Any,
+    names: tuple[str, ...],
+    example: str,
+    entries: str = '["from", "to"] or ["from", "to", weight]',
+) -> list[EdgeSpec]:
     if not isinstance(table, dict):
         raise UsageError(f"{what} is {_kind(table)}: {example}")
     _check_keys(what, table, ("edges",))
@@ -221,7 +232,7 @@ def _edge_list(what: str, table: Any, names: tuple[str, ...], example: str) -> l
     for index, entry in enumerate(table["edges"]):
         where = f"{what} edges[{index}]"
         if not isinstance(entry, list) or len(entry) not in (2, 3):
-            raise UsageError(f'{where} is {_short(entry)}: want ["from", "to"] or ["from", "to", weight]')
+            raise UsageError(f"{where} is {_short(entry)}: want {entries}")
         src, dst = (_rank(where, end, ranks) for end in entry[:2])
         if len(entry) == 2:
             edges.append((src, dst))

@@ -401,6 +401,34 @@ def test_a_single_node_is_plain_gradient_descent(name: str) -> None:
 
 
 @every_algorithm
+@settings(max_examples=15)
+@given(operations=OPERATIONS)
+def test_with_two_trees_each_bucket_keeps_to_its_own(name: str, operations: list[Operation]) -> None:
+    """What is under way of bucket b is on an edge of tree b mod 2 (``rfast`` has no trees: on any edge of the graphs);
+    and both trees are used."""
+    net = network(name, "double-tree", nodes=6, bucket=2, dim=7)
+    assert len(net.layout.buckets) == 4
+    for node in net.nodes:
+        for edge in node.algorithm.out_edges:
+            for bucket in node.algorithm.buckets_along(edge):
+                tree = net.topology.trees[bucket % 2]
+                above = (edge.src, edge.dst) if edge.graph == "W" else (edge.dst, edge.src)
+                assert name == "rfast" or above in tree.edges
+    used = {
+        (edge, b % 2)
+        for node in net.nodes
+        for edge in node.algorithm.out_edges
+        for b in node.algorithm.buckets_along(edge)
+    }
+    assert len(used) >= 2 * 2 * 5, "each tree has five edges down and five up"
+    for operation in operations:
+        net.operate(operation)
+        for edge, frames in net.flying:
+            bucket = net.nodes[edge.dst].codec.decode(frames).bucket
+            assert bucket in net.nodes[edge.src].algorithm.buckets_along(edge)
+
+
+@every_algorithm
 @every_shape
 @pytest.mark.parametrize("drop", [0.0, 0.6])
 def test_a_run_closes_under_loss_and_the_identity_holds_then(name: str, shape: str, drop: float) -> None:

@@ -86,6 +86,70 @@ def test_1_breadth_first_and_ties_go_to_the_lowest_rank() -> None:
     assert build("ring", 5).push_tree.parent == (None, 2, 3, 4, 0)
 
 
+# ------------------------------------------------------------------------------------------------ several trees
+
+
+def two_trees(rank: int) -> Solo:
+    """A node of a double tree of 7, with two buckets: inner in the first tree if it is 1, in the second if it is 5."""
+    return Solo(build("double-tree", 7), rank, (0.0, 0.0), layout=Layout.vector(2, dtype=torch.float64, bucket=1))
+
+
+@pytest.mark.parametrize(("rank", "bucket"), [(1, 0), (5, 1)])
+def test_a_bucket_travels_along_its_own_tree_only(rank: int, bucket: int) -> None:
+    solo = two_trees(rank)
+    tree, other = (solo.config.topology.trees[b] for b in (bucket, 1 - bucket))
+    down = {Edge("W", rank, child) for child in tree.children[rank]}
+    assert len(down) == 2
+    assert not other.children[rank], "a leaf of the other"
+    for b, its in ((bucket, tree), (1 - bucket, other)):
+        actions = solo.hear("W", its.parent[rank], [1.0], bucket=b, P=1.0)  # type: ignore[arg-type]
+        assert {a.bucket for a in actions if isinstance(a, Send)} <= {b}
+        assert sent(actions) == (down if b == bucket else set())
+    actions = solo.gradient([1.0, 1.0])
+    for b, its in ((bucket, tree), (1 - bucket, other)):
+        assert sent([a for a in actions if isinstance(a, Send) and a.bucket == b]) == {
+            Edge("A", rank, its.parent[rank])
+        }  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("graph", "src"), [("W", 5), ("A", 3)])
+def test_a_message_of_a_bucket_along_another_trees_edge_changes_nothing(graph: str, src: int) -> None:
+    """A peer that is wrong, or means harm: its bucket 0 comes where bucket 1 goes, or the other way round. I1: no mass
+    enters that nobody accounts for."""
+    solo = two_trees(1)
+    for b, parent in ((0, 0), (1, 5)):
+        solo.hear("W", parent, [1.0], bucket=b, P=1.0)
+    solo.gradient([1.0, 1.0])
+    wrong = 0 if graph == "W" else 1
+    numbers: dict[str, Any] = {"P": 9.0} if graph == "W" else {"w": 1.0, "c": 9, "final": True}
+    before, theta = [s.total()[1:] for s in solo.node._state], solo.theta
+    assert sent(solo.hear(graph, src, [50.0], bucket=wrong, **numbers)) == set()
+    assert [s.total()[1:] for s in solo.node._state] == before
+    assert solo.theta == theta
+    assert [s.rounds for s in solo.node._state] == [1.0, 1.0]
+    right = 1 - wrong
+    assert sent(solo.hear(graph, src, [50.0], bucket=right, **numbers)) or graph == "W", (
+        "the same of the other is taken"
+    )
+    assert [s.rounds for s in solo.node._state] == ([1.0, 9.0] if graph == "W" else [1.0, 1.0])
+
+
+def test_over_two_trees_a_run_reaches_the_optimum_closes_and_keeps_the_identity() -> None:
+    """I1 under loss, and every coordinate: half of them go one way, half the other."""
+    net = Network("rfast-tree", topology_of("double-tree", 5), Quadratic(5, 2), bucket=1, lr=0.4)
+    net.train(700, drop=0.3, straggler=3)
+    assert net.error() < 1e-3
+    for node in net.nodes:
+        assert {b % 2 for edge in node.algorithm.in_edges for b in range(2) if edge in node.algorithm._expected[b]} == {
+            0,
+            1,
+        }
+    net.close(0.3)
+    assert sorted(net.leaving) == list(range(5))
+    records = {rank: node.algorithm.last_record() for rank, node in enumerate(net.nodes)}
+    assert net.nodes[0].algorithm.identity_error(records, 0) < 1e-12
+
+
 # ------------------------------------------------------------------------------------------------ 2: relays
 
 

@@ -63,6 +63,28 @@ def test_a_flag_wins_and_a_topology_from_a_file_brings_its_own_number_of_nodes()
     assert Flags(topology="ring").settings(base).nodes == 7
 
 
+def test_a_pace_is_a_number_or_auto_which_undoes_an_earlier_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(tmp_path / "a" / "config.json")
+    argv = ["--nodes", "2", "--samples", "200"]
+    simulated(capsys, *argv, "--pace", "0.05", "--bucket-bytes", "4096", "--out", str(tmp_path / "a"))
+    assert (settings_in(tmp_path / "a")["pace"], settings_in(tmp_path / "a")["bucket_bytes"]) == (0.05, 4096)
+    simulated(capsys, "--config", config, "--pace", "Auto", "--out", str(tmp_path / "b"))
+    assert (settings_in(tmp_path / "b")["pace"], settings_in(tmp_path / "b")["bucket_bytes"]) == (None, 4096)
+    assert Flags().settings(Settings(pace=0.5)).pace == 0.5, "not given is not auto"
+
+
+def test_a_simulations_lines_have_the_bandwidth_that_was_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--nodes", "3", "--samples", "600", "--dim", "1024"]
+    free = simulated(capsys, *argv)
+    slow = simulated(capsys, *argv, "--bandwidth", "400kbit")
+    assert slow["bytes_sent"] <= 3 * 50_000 * slow["wall_s"] + 3 * 5_000, (
+        "three lines out, each with a message under way"
+    )
+    assert slow["bytes_sent"] < free["bytes_sent"] / 2
+
+
 def test_a_real_run_is_simulated_from_its_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It had no emulated times; a simulation takes its own default then."""
     RunFolder(tmp_path).config(Settings(nodes=2, samples=300), "quadratic.py:Quadratic")

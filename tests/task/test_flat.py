@@ -14,6 +14,7 @@ from torch import nn
 
 from rfast_zmq.errors import UsageError
 from rfast_zmq.task import FlatModel, Group, Layout
+from rfast_zmq.task.flat import Entry
 
 WIDTHS = st.lists(st.integers(1, 9), min_size=2, max_size=5)
 
@@ -67,6 +68,27 @@ def test_buckets_and_segments_cover_the_vector_without_gaps(widths: list[int], n
         assert {g < 0 for g in groups} == {bucket.kind == "averages"}
         spelled = [s.group for s in bucket.segments for _ in range(s.start, s.stop)]
         assert spelled == ([] if bucket.kind == "averages" else groups)
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=4), st.integers(1, 80), st.integers(1, 5))
+def test_buckets_of_parameters_are_a_multiple_of_the_trees_that_take_turns(
+    shapes: list[int], coordinates: int, turns: int
+) -> None:
+    """So that no tree has one more than another; running averages are too few to matter."""
+    offsets = [sum(shapes[:i]) for i in range(len(shapes) + 1)]
+    entries = [Entry(str(i), (n,), "parameter", 0, offsets[i]) for i, n in enumerate(shapes)]
+    entries.append(Entry("mean", (coordinates + 1,), "mean", -1, offsets[-1]))
+    layout = Layout.build(entries, [Group(True)], torch.float32, coordinates, turns)
+    sizes = [bucket.size for bucket in layout.buckets if bucket.kind == "parameters"]
+    assert sum(sizes) == sum(shapes)
+    assert len(sizes) % turns == 0 or sizes == [1] * len(sizes), "or one for each coordinate"
+    assert max(sizes) <= coordinates
+    assert max(sizes) - min(sizes) <= 1
+    fewest = -(-sum(shapes) // coordinates)
+    assert len(sizes) < fewest + turns, "and no more of them than that needs"
+    assert sum(bucket.kind == "averages" for bucket in layout.buckets) == 2
+    if turns == 1:
+        assert layout == Layout.build(entries, [Group(True)], torch.float32, coordinates)
 
 
 @pytest.mark.parametrize("set_to_none", [None, False, True])

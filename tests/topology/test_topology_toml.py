@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from rfast_zmq.errors import UsageError
 from rfast_zmq.topology import Endpoints, Topology, build, from_edges, from_toml, is_file, load, to_toml
+from rfast_zmq.topology.graphs import from_trees
 
 SAMPLES = Path(__file__).parents[2] / "topologies"
 GRAPHS = '[pull]\nedges = [["a", "b"]]\n[push]\nedges = [["b", "a"]]\n'
@@ -39,6 +40,51 @@ def topologies(draw: st.DrawFn) -> Topology:
         for _ in names
     ]
     return from_edges(draw(printable), names, graphs[0], push, endpoints)
+
+
+@st.composite
+def trees(draw: st.DrawFn) -> Topology:
+    """Some spanning trees with one root, any rank, over named nodes some of which have addresses."""
+    nodes = draw(st.integers(1, 6))
+    root = draw(st.integers(0, nodes - 1))
+    parents = []
+    for _ in range(draw(st.integers(1, 3))):
+        order = [root, *draw(st.permutations([node for node in range(nodes) if node != root]))]
+        parent: list[int | None] = [None] * nodes
+        for place, node in enumerate(order[1:]):
+            parent[node] = order[draw(st.integers(0, place))]
+        parents.append(parent)
+    names = [f"host {rank}" if draw(st.booleans()) else str(rank) for rank in range(nodes)]
+    endpoints = [
+        Endpoints(f"tcp://10.0.0.{rank}:7001", f"tcp://10.0.0.{rank}:7002") if draw(st.booleans()) else None
+        for rank in range(nodes)
+    ]
+    return from_trees("mine", names, parents, endpoints)
+
+
+@given(trees())
+@settings(deadline=None, max_examples=50)
+def test_trees_read_back_to_the_very_same_topology(topology: Topology) -> None:
+    """I2 with it: the root is the trees', and the graphs are all their edges and no others."""
+    again = from_toml(to_toml(topology))
+    assert again == topology
+    assert (again.trees, again.root, again.endpoints) == (topology.trees, topology.root, topology.endpoints)
+    assert set(again.pull) == {edge for tree in again.trees for edge in tree.edges}
+    assert set(again.push) == {(child, above) for above, child in again.pull}
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 7, 8])
+def test_a_double_tree_reads_back(nodes: int) -> None:
+    assert from_toml(to_toml(build("double-tree", nodes))) == build("double-tree", nodes)
+
+
+def test_trees_beside_further_edges_or_weights_cannot_be_written_and_are_not_written_wrongly() -> None:
+    tree = from_trees("mine", 3, [[None, 0, 1]])
+    more = Topology("mine", tree.names, {**tree.pull, (0, 2): 0.25}, tree.push, trees=tree.trees)
+    odd = Topology("mine", tree.names, {**tree.pull, (0, 1): 0.25}, tree.push, trees=tree.trees)
+    for topology in (more, odd):
+        with pytest.raises(UsageError, match="'mine' has edges beside its trees, or weights: no file can say both"):
+            to_toml(topology)
 
 
 @given(topologies())
@@ -133,6 +179,27 @@ def test_a_file_without_the_ending_is_found(tmp_path: Path, monkeypatch: pytest.
         (NODES + "[pull]\nedges = [[0, 0]]\n[push]\nedges = [[1, 0]]\n", "an edge from node a to itself"),
         (NODES + "[pull]\nedges = [[0, 1]]\n[push]\nedges = [[0, 1]]\n", "nodes {a}, the push graph drains to {b}"),
         (NODES + "[[node]]\nname = 'a'\n" + GRAPHS, "nodes 0 and 2 are both named 'a'"),
+        (NODES + "[[tree]]\nedges = [['a', 'b']]\n" + GRAPHS, "there is both of [[tree]] and [pull]: trees say where"),
+        (NODES + "[[tree]]\nedges = [['a', 'b']]\n[push]\n", "there is both of [[tree]] and [push]: trees say where"),
+        (NODES + "[tree]\nedges = [['a', 'b']]\n", "tree is not a list of tables: write [[tree]], with two brackets"),
+        ("tree = []\n" + NODES, "tree is not a list of tables: write [[tree]], with two brackets"),
+        ("tree = 'binary'\n" + NODES, "tree is not a list of tables: write [[tree]], with two brackets"),
+        ("tree = [3]\n" + NODES, '[[tree]] 0 is an integer: want edges = [["parent", "child"], …]'),
+        (NODES + "[[tree]]\n", '[[tree]] 0 has no edges: want edges = [["parent", "child"], …]'),
+        (NODES + "[[tree]]\nedges = 1\n", "[[tree]] 0 edges is an integer: want edges = "),
+        (NODES + "[[tree]]\nedge = []\n", "[[tree]] 0 has an unknown key 'edge': want edges; did you mean 'edges'?"),
+        (NODES + "[[tree]]\nedges = [['a', 'b'], ['a']]\n",
+         """[[tree]] 0 edges[1] is ['a']: want ["parent", "child"]"""),
+        (NODES + "[[tree]]\nedges = [['a', 'b']]\n[[tree]]\nedges = [['a', 'x']]\n",
+         "[[tree]] 1 edges[0] has an unknown node 'x': want a, b"),
+        (NODES + "[[tree]]\nedges = [['a', 'b', 0.5]]\n", "[[tree]] 0 gives a → b a weight: the edges of a tree have"),
+        (NODES + "[[tree]]\nedges = [['a', 'b'], ['a', 'b']]\n", "[[tree]] 0 gives node b two parents: one is enough"),
+        (NODES + "[[tree]]\nedges = []\n", "tree 0 has 2 nodes without a parent: want one, the root"),
+        (NODES + "[[tree]]\nedges = [['a', 'b'], ['b', 'a']]\n", "tree 0 has 0 nodes without a parent: want one"),
+        (NODES + "[[tree]]\nedges = [['b', 'b'], ['a', 'a']]\n", "tree 0 has 0 nodes without a parent: want one"),
+        ("nodes = 3\n[[tree]]\nedges = [[1, 2], [2, 1]]\n", "tree 0 does not reach nodes {1, 2}: give each a parent"),
+        (NODES + "[[tree]]\nedges = [['a', 'b']]\n[[tree]]\nedges = [['b', 'a']]\n",
+         "tree 1 has 2 nodes and root 1: all trees must span the 2 nodes from one root, 0"),
     ],
 )  # fmt: skip
 def test_a_bad_file_gets_one_line_with_its_name_and_the_place(text: str, error: str, tmp_path: Path) -> None:
