@@ -3,7 +3,7 @@
 from rfast_zmq.topology.drawing import draw
 from rfast_zmq.topology.endpoints import Endpoints
 from rfast_zmq.topology.families import FAMILIES, build, is_file, random_out
-from rfast_zmq.topology.graphs import NODES_MAX, Topology, from_edges
+from rfast_zmq.topology.graphs import NODES_MAX, Topology, from_edges, from_trees
 from rfast_zmq.topology.tomlfile import from_toml, load, to_toml
 from rfast_zmq.topology.tree import Tree
 
@@ -17,6 +17,7 @@ __all__ = [
     "draw",
     "from_edges",
     "from_toml",
+    "from_trees",
     "is_file",
     "load",
     "random_out",

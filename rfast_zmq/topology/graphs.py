@@ -314,6 +314,8 @@ def from_trees(
         roots = [node for node, above in enumerate(parent) if above is None]
         if len(roots) != 1:
             raise UsageError(f"tree {index} has {len(roots)} nodes without a parent: want one, the root")
+        if unknown := [above for above in parent if above is not None and not 0 <= above < len(parent)]:
+            raise UsageError(f"tree {index} has a parent {unknown[0]}: want ranks in 0 … {len(parent) - 1}")
         trees.append(of_parents(roots[0], parent))
     down = sorted({edge for tree in trees for edge in tree.edges})
     up = [(child, above) for above, child in down]

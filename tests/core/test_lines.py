@@ -78,6 +78,31 @@ def test_messages_of_any_size_tell_of_the_same_line() -> None:
     assert meter.cycle_s == pytest.approx(2 * sum(sizes) / 1e4)
 
 
+@pytest.mark.parametrize("burst", [2, 5])
+def test_a_socket_that_takes_several_at_once_and_then_none_tells_of_the_same_line(burst: int) -> None:
+    edges = [Edge("W", 0, 1), Edge("W", 0, 2)]
+    meter, now, said = LineMeter(2 * SIZE, 2), 0.0, [0.0, 0.0]
+    for k in range(60 * burst):
+        meter.spoke(edges[k % 2], SIZE, now - said[k % 2], now)
+        said[k % 2] = now
+        now += burst * SIZE / 1e4 if k % burst == burst - 1 else 0.0
+    assert meter.cycle_s == pytest.approx(2 * SIZE / 1e4, rel=1e-3)
+
+
+@pytest.mark.parametrize("idle", [0.2, 2.0, 7.0])
+def test_a_line_that_is_idle_between_two_waves_tells_by_those_who_had_to_wait(idle: float) -> None:
+    """As in phase: the first finds it free, the others follow it. What is known is kept."""
+    edges = [Edge("W", 0, j) for j in (1, 2, 3)]
+    meter, took_s, least_s = LineMeter(3 * SIZE, 3), SIZE / 1e4, inf
+    for wave in range(100):
+        began = wave * (3 + idle) * took_s
+        for place, edge in enumerate(edges):
+            meter.spoke(edge, SIZE, place * took_s, began + place * took_s)
+        least_s = min(least_s, meter.cycle_s) if wave > 20 else inf
+    assert least_s == pytest.approx(3 * took_s, rel=2e-3)
+    assert meter.cycle_s == pytest.approx(3 * took_s, rel=2e-3)
+
+
 @pytest.mark.parametrize("edges", [2, 15])
 def test_a_line_that_nobody_waits_for_is_not_known(edges: int) -> None:
     line = Line(edges, pace_s=10 * edges * SIZE / 1e4)

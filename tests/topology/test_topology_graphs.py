@@ -66,6 +66,7 @@ def test_a_double_trees_nodes_have_children_in_one_tree_at_most(nodes: int) -> N
             "tree 1 has 3 nodes and root 1: all trees must span the 3 nodes from one root, 0",
         ),
         ([[None, 2, 1]], "tree 0 does not reach nodes {1, 2}"),
+        ([[None, 3, 0]], "tree 0 has a parent 3: want ranks in 0 … 2"),
         ([[None, None, 1]], "tree 0 has 2 nodes without a parent: want one, the root"),
     ],
 )
