@@ -170,7 +170,7 @@ class RFast(Skeleton):
                         g[part].add_(state.x[part], alpha=config.weight_decay)
             state.track(g if config.weight == 1.0 else config.weight * g)
         self._progress(event.now)
-        return self._mark("A")
+        return [send for b in range(event.first, told.stop) for send in self._mark("A", b)]
 
     def _progress(self, now: float) -> None:
         if not self.is_root or not self._closing.running:

@@ -89,8 +89,6 @@ there is passed on in the moment that it came, if so much of C has passed."""
 ANSWER_MARGIN, ANSWER_LATE, ANSWER_GAIN = 0.05, 0.75, 0.2
 """In phase: reports should reach the root so many C before the models leave that are made of them; one that waited for
 more came too late for those before; and so much of what is amiss is mended in one C."""
-PACE_GAIN = 0.1
-"""So much of what was found of the lines enters C in one C."""
 ALONE_PACES = 4.0
 """The root descends when a link asks for the model; if none does for so many C, whenever it hears something."""
 ROUND_UNASKED = 0.5
@@ -158,12 +156,14 @@ class Record:
 class Child(Record):
     """A child's record, and whether it moves (after its last word it need not)."""
 
-    __slots__ = ("answers", "aside", "final", "moved_at")
+    __slots__ = ("answers", "aside", "final", "moved_at", "said")
 
     def __init__(self) -> None:
         super().__init__()
         self.answers = -1.0
         """P of the models that its newest report answers, in phase."""
+        self.said = (0, 0.0, 0.0)
+        """c, w and w·V of its newest report."""
         self.moved_at = 0.0
         self.aside = self.final = False
 
@@ -276,6 +276,10 @@ class TreeBucket:
         """The children that are mostly heard in every C."""
         return [child for child in self.children.values() if not child.aside and child.prompt >= PROMPT_LEAST]
 
+    def news(self) -> bool:
+        """Did anything come in since the last report left?"""
+        return any(record.g is not None and not record.left for record in self._records())
+
     def report_left(self) -> None:
         """What is in the windows was said: the next entry begins new ones."""
         self.own.left = True
@@ -309,6 +313,8 @@ class RFastTree(Skeleton):
         self._aside_known = True
         self._listens = [bool(self.pull_tree(b).children[rank]) for b in range(self.buckets)]
         """Per bucket, whether somebody takes its models from this node."""
+        self._waves = True
+        """The root says that models go in waves (where its line is what C is made of)."""
         self._hold_s: dict[int, float] = {}
         """Per child that is a leaf of the pull tree: until when it computes at the model it has."""
         self._broken = False
@@ -421,12 +427,14 @@ class RFastTree(Skeleton):
         if message.edge.graph == "W":
             had = self._ready()
             state.x, state.rounds = message.payload, bounded(numbers["P"])
-            state.answer = min(bounded(numbers["answer"]), 1.0)
+            answer = bounded(numbers["answer"], -1.0)
+            self._waves, state.answer = answer >= 0.0, min(max(answer, 0.0), 1.0)
             actions: list[Action] = [] if had or not self._ready() else [Ready()]
             actions += self._mark("W", b, paces=AT_ONCE if self._in_phase else 1.0)
             if state.answer_s is None:
                 state.answer_s, state.asked = now + state.answer * self.pace_s, state.rounds
-                actions += self._mark("A", b, paces=self._answer_paces(state)) if self._in_phase else []
+                if self._in_phase and state.news():
+                    actions += self._mark("A", b, paces=self._answer_paces(state))
             if self._look(state, now):
                 actions += self._told_aside() + self._mark("A", b)
             return actions
@@ -442,7 +450,10 @@ class RFastTree(Skeleton):
             alone = alone or child.aside  # what it said while it was set aside is no part of what it says now
             child.moved_at, child.aside = state.rounds, False
         child.answers = max(child.answers, bounded(numbers["answers"], -1.0))
-        child.add(message.payload, w, bounded(numbers["wV"]), max(c, child.c), alone=alone)
+        said = max(c, child.c), w, bounded(numbers["wV"])
+        if alone or child.left or said != child.said:  # a repetition must not weigh twice in the window's mean
+            child.add(message.payload, w, said[2], said[0], alone=alone)
+        child.said = said
         return self._told_aside() + self._up(b, now)
 
     def _look(self, state: TreeBucket, now: float) -> bool:
@@ -501,7 +512,8 @@ class RFastTree(Skeleton):
 
     def _chosen_pace_s(self) -> float:
         """C, at the root: a part of a round, or the cycle of the busiest line if that is longer. But a line far slower
-        than the root's own, which has as many edges as any, is the matter of its own node (:meth:`pace_of`)."""
+        than the root's own is the matter of its own node (:meth:`pace_of`): where the root's line is never busy, nobody
+        is in phase."""
         busiest_s = min(self.census().cycle_s, LINES_ALIKE * self._line.cycle_s)
         return max(PACE_OF_ROUND * self.round_s, LINE_SLACK * busiest_s if self.round_s else 0.0)
 
@@ -512,12 +524,19 @@ class RFastTree(Skeleton):
 
     @property
     def _in_phase(self) -> bool:
-        """Whether C is what the busiest line takes for a model, and not a part of a round."""
-        return self.config.pace_s is None and self.pace_s > 1.01 * PACE_OF_ROUND * self.round_s
+        """Whether C is what the busiest line takes for a model, and not a part of a round, nor what the root was
+        given."""
+        chosen = self.config.pace_s is None and self._waves
+        return chosen and self.pace_s > 1.01 * PACE_OF_ROUND * self.round_s
 
     @property
     def early(self) -> float:
         return 0.0 if self._in_phase else EARLY
+
+    def _answer_to_tell(self, state: TreeBucket) -> float:
+        """So many C after a model came a leaf is to report; −1.0: as it likes."""
+        in_phase = self._in_phase if self.is_root else self._waves
+        return state.answer if in_phase else -1.0
 
     def _answer_paces(self, state: TreeBucket) -> float:
         """In phase: so many C after its last report the next is to leave: at once, when all that can be counted on have
@@ -579,7 +598,7 @@ class RFastTree(Skeleton):
     def _payload(self, edge: Edge, bucket: int, now: float) -> tuple[Tensor, dict[str, Number]] | None:
         state = self._state[bucket]
         if edge.graph == "W":
-            return None if state.x is None else (state.x, {"P": state.rounds, "answer": state.answer})
+            return None if state.x is None else (state.x, {"P": state.rounds, "answer": self._answer_to_tell(state)})
         g, w, wv, c = state.total()
         if g is None:
             if self._closing.phase is Phase.RUN:

@@ -228,11 +228,12 @@ class Closing:
         )
 
 
-def patience_s(round_s: float, pace_s: float = 0.0) -> float:
+def patience_s(round_s: float, pace_s: float = 0.0, depth: int = 1) -> float:
     """How long a closing node goes on hearing nothing before it stops waiting.
 
     Args:
         round_s: seconds of a round, as the root measured it (0.0: unknown).
-        pace_s: least seconds between two messages of an edge; three of them must fit.
+        pace_s: seconds between two messages of an edge, as the run or a line has it; three of them must fit.
+        depth: of the trees; a word may take so long at each hop.
     """
-    return max(PATIENCE_LEAST_S, PATIENCE_ROUNDS * round_s, 3 * pace_s)
+    return max(PATIENCE_LEAST_S, PATIENCE_ROUNDS * round_s, 3 * pace_s * max(depth, 1))

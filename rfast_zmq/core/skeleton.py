@@ -350,7 +350,7 @@ class Skeleton(Algorithm):
         if self._closing.running or self._left:
             return []
         actions: list[Action] = []
-        patience = patience_s(self.round_s, self.pace_s)
+        patience = self._patience_s
         if self.is_root and self._closing.all_final(self._set_aside(), patience, now):
             actions += self._enter(Phase.LEAVE, now)
         if self._closing.may_leave(patience, now, self._set_aside()):
@@ -359,7 +359,13 @@ class Skeleton(Algorithm):
         return actions
 
     def _final(self, bucket: int, now: float) -> bool:
-        return self._closing.final(bucket, self._set_aside(), patience_s(self.round_s, self.pace_s), now)
+        return self._closing.final(bucket, self._set_aside(), self._patience_s, now)
+
+    @property
+    def _patience_s(self) -> float:
+        """How long silence is borne while the run closes: a message of a slow line takes its time then, too."""
+        pace_s = max(self.pace_s, self.root_pace_s, self._line.cycle_s)
+        return patience_s(self.round_s, pace_s, self.config.topology.depth)
 
     def _mark(
         self, graph: Graph, bucket: int | None = None, *, paces: float = 1.0, but: Edge | None = None

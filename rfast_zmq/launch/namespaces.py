@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from pathlib import Path
+from itertools import count
 from types import TracebackType
 from typing import Self
 
@@ -16,6 +16,7 @@ from rfast_zmq.errors import RfastError
 
 BURST_LEAST_BYTES, BURST_S = 16 * 1024, 0.004
 """What a line lets through at once: what the kernel's timer, which ticks 250 times a second, must not hold up."""
+_COUNT = count()
 QUEUE_S = 0.05
 """A packet that would wait longer at a full line is dropped there."""
 
@@ -33,10 +34,11 @@ class Namespaces:
     """
 
     def __init__(self, hosts: int, *, loss: float = 0.0, bytes_per_s: float | None = None) -> None:
-        tag = f"rfast{os.getpid() % 100000}"
+        tag = f"rfast{os.getpid() % 100000}-{next(_COUNT)}"
         self.names = [f"{tag}-{i}" for i in range(hosts)]
         self._switch = f"{tag}-s"
         self._loss, self._bytes_per_s = loss, bytes_per_s
+        self._made: list[str] = []
 
     @staticmethod
     def why_not() -> str | None:
@@ -84,12 +86,12 @@ class Namespaces:
 
     def _make(self) -> None:
         switch = ("ip", "-n", self._switch)
-        _run("ip", "netns", "add", self._switch)
+        self._add(self._switch)
         _run(*switch, "link", "add", "br0", "type", "bridge")
         _run(*switch, "link", "set", "br0", "up")
         for i, name in enumerate(self.names):
             host = ("ip", "-n", name)
-            _run("ip", "netns", "add", name)
+            self._add(name)
             _run(*switch, "link", "add", f"p{i}", "type", "veth", "peer", "name", "eth0", "netns", name)
             _run(*switch, "link", "set", f"p{i}", "master", "br0", "up")
             _run(*host, "addr", "add", f"{self.address(i)}/24", "dev", "eth0")
@@ -107,10 +109,13 @@ class Namespaces:
         rate = ("rate", f"{round(bytes_per_s * 8)}bit", "burst", f"{burst}b", "latency", f"{QUEUE_S * 1000:g}ms")
         _run("tc", "-n", namespace, "qdisc", "add", "dev", device, "root", "tbf", *rate)
 
+    def _add(self, name: str) -> None:
+        _run("ip", "netns", "add", name)
+        self._made.append(name)
+
     def _remove(self) -> None:
-        for name in (*self.names, self._switch):
-            if Path("/run/netns", name).exists():
-                subprocess.run(["ip", "netns", "delete", name], capture_output=True)
+        while self._made:
+            subprocess.run(["ip", "netns", "delete", self._made.pop()], capture_output=True)
 
 
 def _run(*command: str) -> str:

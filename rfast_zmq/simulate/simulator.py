@@ -265,7 +265,7 @@ class Simulator:
         if ready:  # the line takes one at a time
             at_s, bucket, first = min(ready)
             node.slots[first].spoke(bucket, max(at_s, self.now))
-            self._tell(node, LinkReady(self.now, first, bucket, self.now - node.kept_s.pop(first, self.now)))
+            self._tell(node, LinkReady(self.now, first, bucket, max(self.now - node.kept_s.pop(first, self.now), 0.0)))
         for e in edges if not node.gone else ():
             self._wake(node, e)
 

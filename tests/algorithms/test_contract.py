@@ -19,7 +19,9 @@ from rfast_zmq.core.events import (
     Message,
     ModelWanted,
     PeerLeft,
+    Ready,
     Received,
+    Send,
     Stamp,
     Started,
     StopWanted,
@@ -27,7 +29,7 @@ from rfast_zmq.core.events import (
     Transmit,
 )
 from rfast_zmq.task.flat import Layout
-from rfast_zmq.topology import FAMILIES
+from rfast_zmq.topology import FAMILIES, build
 
 from .network import KINDS, Network, Operation, Quadratic, Solo, digest, fingerprint, leaves, message_on, topology_of
 
@@ -485,3 +487,29 @@ def test_the_identitys_error_means_something_where_gradients_have_vanished(name:
         rank: {"own": tiny, "sum": tiny * 3, "samples": 1.0, "identity": 7e-46, "scale": 1.4e-45} for rank in range(2)
     }
     assert ALGORITHMS[name].identity_error(records, 0) < 1e-20
+
+
+@every_algorithm
+def test_a_gradient_told_bucket_by_bucket_is_the_same_and_is_news_of_each_bucket_once(name: str) -> None:
+    layout = Layout.vector(8, dtype=torch.float64, bucket=2)
+    whole, parts = (Solo(build("binary-tree", 3), 1, [0.0] * 8, name=name, layout=layout) for _ in range(2))
+    gradient = tuple(torch.full((2,), float(b), dtype=torch.float64) for b in range(4))
+    news = []
+    for solo in (whole, parts):
+        for b in range(4):
+            solo.hear("W", 0, [0.0, 0.0], bucket=b)
+        rounds = solo.model().rounds
+        told = [(0, gradient)] if solo is whole else [(b, (g,)) for b, g in enumerate(gradient)]
+        actions = [
+            action
+            for first, part in told
+            for action in solo.tell(GradientReady, part, 1, 0.5, rounds, 1.0, True, first)
+        ]
+        news.append(sorted(action.bucket for action in actions if isinstance(action, Send)))
+        assert sum(isinstance(action, Ready) for action in actions) == 1
+        assert solo.node.status().own_samples == 1
+    assert news[0] == news[1]
+    for b in range(4):
+        ours, theirs = (solo.say("A", 0, b) for solo in (whole, parts))
+        assert torch.equal(ours.payload, theirs.payload)
+        assert ours.numbers == theirs.numbers

@@ -201,6 +201,7 @@ def test_a_leaf_reports_so_long_after_a_model_as_the_root_says(said_s: float, du
     solo = leaf()
     solo.now = said_s
     solo.say("A", 1)
+    solo.gradient([1.0])
     solo.now = 10.0
     (after,) = paces(solo.hear("W", 1, [0.0], P=2.0, answer=0.4, **PACED), "A")
     assert said_s + after == pytest.approx(due_s)
@@ -208,10 +209,20 @@ def test_a_leaf_reports_so_long_after_a_model_as_the_root_says(said_s: float, du
     assert paces(solo.gradient([1.0]), "A") == {after}, "its own gradient neither hastens nor delays it"
 
 
+def test_a_leaf_with_nothing_new_does_not_say_the_old_again_for_every_wave() -> None:
+    solo = leaf()
+    solo.now = 9.8
+    solo.say("A", 1)
+    solo.now = 10.0
+    assert not paces(solo.hear("W", 1, [0.0], P=2.0, answer=0.4, **PACED), "A")
+    assert paces(solo.gradient([1.0]), "A")
+
+
 def test_a_leaf_answers_the_model_that_came_first_since_its_last_report() -> None:
     solo = leaf()
     solo.now = 9.8
     solo.say("A", 1)
+    solo.gradient([1.0])
     for now, P in ((10.0, 2.0), (10.1, 3.0)):
         solo.now = now
         found = paces(solo.hear("W", 1, [0.0], P=P, answer=0.4, **PACED), "A")
@@ -225,7 +236,7 @@ def test_a_leaf_answers_the_model_that_came_first_since_its_last_report() -> Non
 def test_an_inner_node_reports_in_the_moment_when_all_have_answered_the_same_models() -> None:
     solo = inner()
     solo.now = 20.0
-    assert paces(solo.hear("W", 0, [0.0], P=20.0, answer=0.3, **PACED), "A") == {PATIENT_IN_PHASE}
+    assert not paces(solo.hear("W", 0, [0.0], P=20.0, answer=0.3, **PACED), "A"), "nothing is new yet"
     assert paces(solo.gradient([0.0]), "A") == {PATIENT_IN_PHASE}
     assert paces(solo.hear("A", 3, [0.0], w=1.0, c=20, answers=20.0), "A") == {PATIENT_IN_PHASE}
     assert paces(solo.hear("A", 4, [0.0], w=1.0, c=20, answers=19.0), "A") == {PATIENT_IN_PHASE}, "an older model"
@@ -267,11 +278,22 @@ def test_a_slow_child_and_one_that_was_set_aside_hold_up_nobody() -> None:
     assert found == {AT_ONCE}
 
 
-@pytest.mark.parametrize(("said", "taken"), [(0.25, 0.25), (7.0, 1.0), (-3.0, 0.0), (1e300, 1.0)])
+@pytest.mark.parametrize(("said", "taken"), [(0.25, 0.25), (7.0, 1.0), (-3.0, -1.0), (1e300, 1.0)])
 def test_when_to_answer_is_passed_down_and_what_is_absurd_is_cut(said: float, taken: float) -> None:
     solo = inner()
     solo.hear("W", 0, [0.0], P=20.0, answer=said, **PACED)
     assert solo.say("W", 3).numbers["answer"] == taken
+
+
+def test_where_the_root_was_given_a_pace_nobody_is_in_phase() -> None:
+    """It alone may have been given one: the others hear that its models go in no waves."""
+    root = Solo(build("star", 3), 0, [0.0], pace_s=5.0)
+    root.node.round_s = 1.0
+    answer = root.say("W", 1).numbers["answer"]
+    solo = inner()
+    assert paces(solo.hear("W", 0, [0.0], P=20.0, answer=0.3, **PACED), "W") == {AT_ONCE}
+    assert paces(solo.hear("W", 0, [0.0], P=21.0, answer=answer, **PACED), "W") == {1.0}
+    assert solo.say("W", 3).numbers["answer"] == answer
 
 
 # ------------------------------------------------------------------------------------------------ who keeps the phase

@@ -992,3 +992,11 @@ def test_the_staleness_of_averages_is_none() -> None:
     for bucket in range(3):
         solo.hear("A", 1, [1.0], bucket=bucket, w=1.0, wV=0.0, c=2 * BATCH)
     assert solo.node.status().staleness_rounds == pytest.approx(1.0)
+
+
+def test_a_report_that_is_repeated_weighs_once_in_the_mean_of_what_was_heard() -> None:
+    solo = Solo(build("line", 3), 1, [0.0])
+    solo.hear("W", 0, [0.0], P=0.0)
+    for value, c in ((10.0, 1), (10.0, 1), (10.0, 1), (20.0, 2)):
+        solo.hear("A", 2, [value], w=1.0, c=c)
+    assert solo.say("A", 0).payload.tolist() == [15.0]

@@ -195,3 +195,8 @@ def test_in_phase_nobody_is_held_up_for_longer_than_1_3_C(what: str) -> None:
         if graph == "A":
             assert max(apart) < (1.3 * pace_s) * 1.05 + 3 * took_s, "and others may be on the line"
     assert run.result.set_aside == ([6] if stands else [])
+
+
+def test_a_run_closes_well_where_a_word_takes_longer_than_the_least_patience() -> None:
+    """The last words (I1 of the whole run) have six hops to go, on lines that need seconds for each."""
+    ended_well(slow(rate_for(8.0), rounds=60, topology="line", nodes=7, compute="constant:0.5").run())
