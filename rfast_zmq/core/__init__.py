@@ -38,8 +38,8 @@ S1, S2;  S3, S5       ``pull``; ``track``               methods of ``_Bucket``; 
 S4                    ``_payload``                      run by ``LinkReady``: the message is made when the link takes it
 stamp                 ``Stamp(incarnation, counter)``   :mod:`rfast_zmq.core.events`
 B, μ                  ``global_batch``, ``samples``     samples of a round; of one gradient
-record (g, w, wV, c)  ``Record``                        :mod:`rfast_zmq.algorithms.rfast_tree`: w·gradient, weight,
-                                                        weight · version, samples counted; ``Child`` for a child's
+record (g, w, wV, c)  ``Record``                        :mod:`rfast_zmq.algorithms.tree_records`: w·gradient,
+                                                        weight, weight · version, samples; ``Child``: a child's
 S                     ``TreeBucket.total``              the same: own record + the children's, recomputed every time
 P                     ``rounds``                        progress in rounds of B samples; of x, per bucket
 f, τ, L               ``f``, ``tau``, ``lead``          :class:`~rfast_zmq.core.descent.Descent`, at the root only

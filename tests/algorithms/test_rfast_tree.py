@@ -15,7 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rfast_zmq.algorithms.rfast_tree import ASIDE_ROUNDS, PaceMeter
+from rfast_zmq.algorithms.tree_records import ASIDE_ROUNDS, PaceMeter
 from rfast_zmq.core.control import Count
 from rfast_zmq.core.events import (
     Action,
