@@ -37,7 +37,7 @@ from rfast_zmq.wire import Codec
 from rfast_zmq.wire.memory import bytes_of
 
 BARE_QUEUE = 16
-"""High-water marks of bare pyzmq: the fastest of 1, 4, 16, 1000 (a longer queue is more memory than caches hold)."""
+"""High-water marks of bare pyzmq: with few it waits for its thread after each, with many it needs much memory."""
 IDLE_S = 3600.0
 """No edge repeats itself for so long."""
 CONNECTED_S = 30.0

@@ -121,8 +121,13 @@ class RFast(torch.optim.Optimizer):
         if isinstance(params, nn.Module):
             module, params = params, [p for p in params.parameters() if p.requires_grad]
         super().__init__(params, defaults)
+        for name, count in (("batch", batch), ("global_batch", global_batch), ("nodes", nodes), ("rank", rank)):
+            if count is not None and (not isinstance(count, int) or isinstance(count, bool)):
+                raise UsageError(f"{name}={count!r}: must be a whole number")
         if batch < 1:
             raise UsageError(f"batch={batch}: the samples behind one step must be 1 or more")
+        if global_batch is not None and global_batch < 1:
+            raise UsageError(f"global_batch={global_batch}: the samples of a round must be 1 or more")
         check_weight("weight", weight)
         under_torchrun = rank is None and "RANK" in os.environ and "WORLD_SIZE" in os.environ
         if nodes is None and not is_file(topology):
@@ -154,6 +159,11 @@ class RFast(torch.optim.Optimizer):
         own = [p for group in self.param_groups for p in group["params"]]
         module = _holding(own) if module is None else module
         self._model = OwnModel(module, self.param_groups, weight, turns=len(plan.topology.pull_trees))
+        if rank is None and not under_torchrun and plan.topology.nodes > 1:  # or each of them would be the root
+            raise UsageError(
+                f"rank: which of the {plan.topology.nodes} nodes of {plan.topology.name} is this?"
+                f" 0 to {plan.topology.nodes - 1}"
+            )
         rank = (int(os.environ["RANK"]) if under_torchrun else 0) if rank is None else rank
         if not 0 <= rank < plan.topology.nodes:
             raise UsageError(

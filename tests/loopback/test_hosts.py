@@ -258,6 +258,12 @@ def test_five_hosts_with_real_packet_loss(tmp_path: Path, hosts: Hosts) -> None:
     assert sum(lost) > 50, lost
 
 
+def test_namespaces_leave_alone_what_is_not_theirs() -> None:
+    with namespaces(1) as outer:
+        assert Namespaces.why_not() is None, "others can be made beside them"
+        assert outer.sent_bytes(0) >= 0, "and take nothing away when they go"
+
+
 def test_on_slow_lines_no_host_says_more_than_its_line_carries(tmp_path: Path, hosts: Hosts) -> None:
     """Each host has a line of 1 MB/s: left to an eighth of a round they would say seven times what it carries. What
     waits in slots and buffers is bounded, so what left a host is little more than what its line has carried; and C is

@@ -398,6 +398,11 @@ def test_what_gradients_and_models_take_is_bounded_however_many_steps_are_made()
     [
         ({"batch": 0}, "batch=0: the samples behind one step must be 1 or more"),
         ({"batch": 4, "rank": 3}, "rank=3: .* has 1 nodes, so 0 to 0"),
+        ({"batch": 4, "nodes": 3}, "rank: which of the 3 nodes of binary-tree is this\\? 0 to 2"),
+        ({"batch": 4, "rank": "big"}, "rank='big': must be a whole number"),
+        ({"batch": 1.5}, "batch=1.5: must be a whole number"),
+        ({"batch": 4, "global_batch": 0}, "global_batch=0: the samples of a round must be 1 or more"),
+        ({"batch": 4, "wire": "zip"}, "--wire zip: one of float32, bf16, int8"),
         ({"batch": 4, "weight": 0.0}, "weight 0.0: must be from 1e-06 to 1e"),
         ({"batch": 4, "nodes": 3, "rank": 1}, "no endpoints"),
         ({"batch": 4, "topology": "tree"}, "tree"),
