@@ -79,7 +79,7 @@ class Plan:
             task,
             self.settings,
             rank,
-            _device(self.settings.device),
+            find_device(self.settings.device),
             evaluates=evaluates,
             turns=len(self.topology.pull_trees),
         )
@@ -141,7 +141,12 @@ class Plan:
         )
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """The device of this name; ``auto``: a GPU if there is one.
+
+    Raises:
+        UsageError: none that torch has here.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -21,6 +21,8 @@ REPORTS_A_ROUND = 8
 """A node's share of a round, in its steps: what the pages advise."""
 LR = 1e-5
 CALIBRATED_FROM, PRODUCTS = 7, 20
+SQUARE = {"cpu": 256, "cuda": 4096}
+"""Sides of the matrices of a product: what keeps the device busy for about a millisecond."""
 """The fastest of so many passes tells how long one takes; with so many products, how long a product."""
 
 
@@ -32,11 +34,22 @@ class Work:
         parameters: of the model.
         extra: matrix products beside it in every forward pass, which make a gradient as long as was asked for.
         optimizer: one of :data:`OPTIMIZERS`.
+        device: where the model lives.
     """
 
     parameters: int
     extra: int
     optimizer: str
+    device: str = "cpu"
+
+    def model(self) -> Busy:
+        """The model, on its device."""
+        return Busy(self).to(self.device)
+
+    def settle(self) -> None:
+        """Wait for what the device still has to do."""
+        if torch.device(self.device).type == "cuda":
+            torch.cuda.synchronize(self.device)
 
 
 class Busy(nn.Module):
@@ -54,7 +67,8 @@ class Busy(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(side, side, bias=False) for _ in range(layers))
         self.rest = nn.Parameter(torch.zeros(max(1, work.parameters - layers * side * side)))
         self.register_buffer("sample", torch.randn(1, side))
-        self.register_buffer("square", torch.randn(256, 256))
+        square = SQUARE[torch.device(work.device).type]
+        self.register_buffer("square", torch.randn(square, square))
         self.extra = work.extra
 
     def forward(self) -> Tensor:
@@ -80,20 +94,22 @@ def own_optimizer(work: Work, model: nn.Module) -> torch.optim.Optimizer:
 
 def calibrate(pipe: Connection, work: Work, gradient_s: float) -> tuple[int, float]:
     """How many products make forward and backward pass so long, and how long they then are, in seconds."""
-    model = Busy(work)
-    least_s = _seconds(model)
+    model = work.model()
+    least_s = _seconds(work, model)
     model.extra = PRODUCTS
-    one_s = (_seconds(model) - least_s) / model.extra
+    one_s = (_seconds(work, model) - least_s) / model.extra
     model.extra = max(0, round((gradient_s - least_s) / max(one_s, 1e-6)))
-    return model.extra, _seconds(model)
+    return model.extra, _seconds(work, model)
 
 
-def _seconds(model: Busy) -> float:
-    """Of a pass, when nothing else has the core."""
+def _seconds(work: Work, model: Busy) -> float:
+    """Of a pass, when nothing else has the device."""
 
     def once() -> float:
+        work.settle()
         began_s = time.perf_counter()
         model().backward()
+        work.settle()
         return time.perf_counter() - began_s
 
     return min(once() for _ in range(CALIBRATED_FROM))
@@ -101,7 +117,7 @@ def _seconds(model: Busy) -> float:
 
 def bare_loop(pipe: Connection, work: Work, warm: int, steps: int) -> dict[str, float]:
     """Plain PyTorch. Seconds a step, and the most memory that was resident, in bytes."""
-    model = Busy(work)
+    model = work.model()
     opt = own_optimizer(work, model)
 
     def step() -> None:
@@ -110,8 +126,8 @@ def bare_loop(pipe: Connection, work: Work, warm: int, steps: int) -> dict[str, 
         opt.step()
 
     forget_peak()
-    _times(step, warm)
-    took_s = _times(step, steps)
+    _times(work, step, warm)
+    took_s = _times(work, step, steps)
     return {"step_s": took_s / steps, "peak_bytes": peak_bytes(), "steady_bytes": resident_bytes()}
 
 
@@ -123,7 +139,7 @@ def node_loop(pipe: Connection, work: Work, topology: str, rank: int, marks: tup
     Returns:
         The staleness of the gradients in rounds, as the root sees it.
     """
-    model = Busy(work)
+    model = work.model()
     kinds: dict[str, Callable[..., RFast]] = {
         "sgd": optim.SGD,
         "momentum": partial(optim.SGD, momentum=0.9),
@@ -143,6 +159,7 @@ def node_loop(pipe: Connection, work: Work, topology: str, rank: int, marks: tup
         opt.step()
         count += 1
         if count in marks:
+            work.settle()
             pipe.send(("mark", _standing(opt)))
     if pipe.poll():
         pipe.recv()
@@ -165,10 +182,11 @@ def _standing(opt: RFast) -> dict[str, float]:
     }
 
 
-def _times(step: Callable[[], None], count: int) -> float:
+def _times(work: Work, step: Callable[[], None], count: int) -> float:
     began_s = time.perf_counter()
     for _ in range(count):
         step()
+    work.settle()
     return time.perf_counter() - began_s
 
 

@@ -9,6 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
+from rfast_zmq.assembly import find_device
 from rfast_zmq.bench.crew import Crew, cores, spread_over_cores
 from rfast_zmq.bench.figures import Figures, at_least
 from rfast_zmq.bench.loops import OPTIMIZERS, Work, bare_loop, calibrate, node_loop
@@ -47,6 +50,7 @@ class OverheadOptions:
         steps: counted in one measurement.
         reports: after so many, memory is looked at again.
         repeats: measurements of each kind, in turn.
+        device: of the loop that is measured; the other nodes are always on the CPU.
     """
 
     parameters: int = 25_000_000
@@ -55,6 +59,7 @@ class OverheadOptions:
     steps: int = 40
     reports: int = 10_000
     repeats: int = 5
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         at_least("parameters", self.parameters, 2)
@@ -64,6 +69,7 @@ class OverheadOptions:
         at_least("repeats", self.repeats, 1)
         if self.optimizer not in OPTIMIZERS:
             raise UsageError(f"--optimizer {self.optimizer}: one of {', '.join(OPTIMIZERS)}")
+        find_device(self.device)
 
 
 def overhead(options: OverheadOptions, tell: Callable[[str], None]) -> Figures:
@@ -73,7 +79,9 @@ def overhead(options: OverheadOptions, tell: Callable[[str], None]) -> Figures:
         options: sizes.
         tell: told how it goes.
     """
-    pinned = _middle_alone()
+    device = find_device(options.device)
+    options = replace(options, device=str(device))
+    pinned = _middle_alone() if device.type == "cpu" else [None] * 3
     figures = Figures(
         "overhead",
         parameters=options.parameters,
@@ -82,15 +90,20 @@ def overhead(options: OverheadOptions, tell: Callable[[str], None]) -> Figures:
         steps=options.steps,
         reports=options.reports,
         repeats=options.repeats,
+        device=_named(device),
         pinned=pinned,
         note="loopback (ipc); one process a node, one torch thread each; the loop that is measured has a core to itself"
-        " where there are two",
+        " where there are two, or is on a GPU, and the other nodes are on the CPU",
     )
     with tempfile.TemporaryDirectory(prefix="rfast-") as folder:
         _steps(figures, options, pinned, Path(folder), tell)
         _memory(figures, options, Path(folder), tell)
     _imports(figures, options.repeats, tell)
     return figures
+
+
+def _named(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
 def _middle_alone() -> list[int | None]:
@@ -121,18 +134,21 @@ def _steps(
     folder: Path,
     tell: Callable[[str], None],
 ) -> None:
-    topology, work = _topology(folder, "line", 3), Work(options.parameters, 0, options.optimizer)
+    topology = _topology(folder, "line", 3)
+    work, others = (Work(options.parameters, 0, options.optimizer, on) for on in (options.device, "cpu"))
     ours: list[dict[str, float]] = []
     bare_s: list[float] = []
     with Crew(pinned, *PRELOADED) as crew:
+        crew.start(MIDDLE, calibrate, others, options.gradient_ms / 1e3)
+        others = replace(others, extra=crew.result(MIDDLE)[0])
         crew.start(MIDDLE, calibrate, work, options.gradient_ms / 1e3)
         extra, gradient_s = crew.result(MIDDLE)
-        work = replace(work, extra=extra)
+        works = [replace(work, extra=extra) if rank == MIDDLE else others for rank in range(3)]
         tell(f"forward and backward pass take {gradient_s * 1e3:.1f} ms")
         for repeat in range(options.repeats):
-            crew.start(MIDDLE, bare_loop, work, WARM, options.steps)
+            crew.start(MIDDLE, bare_loop, works[MIDDLE], WARM, options.steps)
             bare_s.append(crew.result(MIDDLE)["step_s"])
-            ours.append(_node_step(crew, work, topology, options.steps))
+            ours.append(_node_step(crew, works, topology, options.steps))
             tell(
                 f"{repeat + 1}/{options.repeats} a step: {bare_s[-1] * 1e3:.1f} ms by itself,"
                 f" {ours[-1]['step_s'] * 1e3:.1f} ms as a node; C {ours[-1]['pace_s'] * 1e3:.0f} ms,"
@@ -152,8 +168,8 @@ def _steps(
     figures.add("staleness_rounds", each("staleness"), "staleness of the gradients, rounds of 8 steps of each node")
 
 
-def _node_step(crew: Crew, work: Work, topology: str, steps: int) -> dict[str, float]:
-    before, after, staleness = _nodes(crew, 3, work, topology, MIDDLE, (WARM, WARM + steps))
+def _node_step(crew: Crew, works: Sequence[Work], topology: str, steps: int) -> dict[str, float]:
+    before, after, staleness = _nodes(crew, works, topology, MIDDLE, (WARM, WARM + steps))
     took_s = after["at_s"] - before["at_s"]
     return {
         "step_s": took_s / steps,
@@ -164,10 +180,11 @@ def _node_step(crew: Crew, work: Work, topology: str, steps: int) -> dict[str, f
 
 
 def _nodes(
-    crew: Crew, nodes: int, work: Work, topology: str, watched: int, marks: tuple[int, int]
+    crew: Crew, works: Sequence[Work], topology: str, watched: int, marks: tuple[int, int]
 ) -> tuple[dict[str, float], dict[str, float], float]:
     """A whole run: how ``watched`` stands after so many steps, and so many; how stale the root saw the gradients."""
-    for rank in range(nodes):
+    nodes = len(works)
+    for rank, work in enumerate(works):
         crew.start(rank, node_loop, work, topology, rank, marks if rank == watched else ())
     for rank in range(nodes):
         crew.result(rank)  # there
@@ -184,16 +201,17 @@ def _nodes(
 
 def _memory(figures: Figures, options: OverheadOptions, folder: Path, tell: Callable[[str], None]) -> None:
     nodes, topology = 5, _topology(folder, "binary-tree", 5)
-    work = Work(options.parameters, 0, options.optimizer)
+    on_cpu = Work(options.parameters, 0, options.optimizer)
+    works = [replace(on_cpu, device=options.device) if rank == INNER else on_cpu for rank in range(nodes)]
     model_bytes = 4.0 * options.parameters
     with Crew(spread_over_cores(nodes), *PRELOADED) as crew:
         # First the small model: what a large one leaves behind would hide its growth.
-        small, early = replace(work, parameters=min(SMALL, options.parameters)), options.reports // 10
-        before, after, _ = _nodes(crew, nodes, small, topology, INNER, (early, options.reports))
-        crew.start(LEAF, bare_loop, work, WARM, WARM)
+        small, early = [replace(w, parameters=min(SMALL, w.parameters)) for w in works], options.reports // 10
+        before, after, _ = _nodes(crew, small, topology, INNER, (early, options.reports))
+        crew.start(LEAF, bare_loop, works[INNER], WARM, WARM)
         bare = crew.result(LEAF)
-        _, inner, _ = _nodes(crew, nodes, work, topology, INNER, (WARM, WARM + options.steps))
-    growth = (after["steady_bytes"] - before["steady_bytes"]) / (4.0 * small.parameters)
+        _, inner, _ = _nodes(crew, works, topology, INNER, (WARM, WARM + options.steps))
+    growth = (after["steady_bytes"] - before["steady_bytes"]) / (4.0 * small[INNER].parameters)
     tell(f"memory of an inner node from report {early} to {options.reports}: grows by {growth:.2f} models")
     peak, steady = ((inner[name] - bare[name]) / model_bytes for name in ("peak_bytes", "steady_bytes"))
     tell(f"and above the loop by itself: {peak:.2f} models at the most, {steady:.2f} at the end")
@@ -203,7 +221,7 @@ def _memory(figures: Figures, options: OverheadOptions, folder: Path, tell: Call
     figures.add(
         "memory_growth_models",
         [growth],
-        f"its growth over {options.reports - early} reports, {small.parameters} parameters, in model sizes",
+        f"its growth over {options.reports - early} reports, {small[INNER].parameters} parameters, in model sizes",
     )
 
 

@@ -61,6 +61,7 @@ def overhead(
     steps: Annotated[int, WHOLE] = 40,
     reports: Annotated[int, WHOLE] = 10_000,
     repeats: Annotated[int, WHOLE] = 5,
+    device: str = "cpu",
     json: bool = False,
 ) -> None:
     """A training loop of one's own as a node among others, beside the same loop by itself: time, memory, imports.
@@ -79,6 +80,8 @@ def overhead(
         After so many the memory of an inner node is looked at again.
     repeats
         Measurements of each kind, in turn; medians are given.
+    device
+        Of the loop that is measured: cpu, cuda, cuda:1, …; the other nodes are always on the CPU.
     json
         Print one JSON object, the last line of standard output.
     """
@@ -92,6 +95,7 @@ def overhead(
         steps=steps,
         reports=reports,
         repeats=repeats,
+        device=device,
     )
     _show(measure(options, _tell), json)
 
