@@ -80,8 +80,12 @@ class Gradients:
         self._halt = threading.Event()
         self._samples = 0
         self._overslept_s = self._cpu0_s = self._cpu_s = 0.0
-        self.busy = False
-        """A model is being worked on, or will be at once."""
+        self._working = self._coming = False
+
+    @property
+    def busy(self) -> bool:
+        """A model is being worked on, or will be as soon as it is near."""
+        return self._working or self._coming
 
     @property
     def cpu_s(self) -> float:
@@ -103,13 +107,28 @@ class Gradients:
 
     def offer(self, model: RunGradient) -> None:
         """A model to compute at: at once, or when the present gradient is done, unless a newer one is offered first."""
+        self._coming = True
+        if self._worker.bring(model.model, model.rounds, partial(self._near, model)):
+            self._offered.append(model)
+            self._arrived()
+
+    def _near(self, model: RunGradient) -> None:
+        """In another thread: it is there."""
+        if self._halt.is_set():
+            return
         self._offered.append(model)
-        if not self.busy:
-            self._begin()
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the run is over
+            self._soon(self._arrived)
+
+    def _arrived(self) -> None:
+        self._coming = False
+        self._begin()
 
     def _begin(self) -> None:
-        self.busy = True
-        self._pool.submit(self._work)
+        """Unless the thread is at work already, or there is nothing for it."""
+        if self._offered and not self._working:
+            self._working = True
+            self._pool.submit(self._work)
 
     def done(self) -> Iterator[Gradient]:
         """The gradients that are done, oldest first; each is told once.
@@ -150,7 +169,7 @@ class Gradients:
         while following is not None:
             found: Gradient | BaseException
             try:
-                found = self._gradient(following)
+                found = self._gradient()
                 following = self._take()
             except BaseException as error:
                 found, following = error, None
@@ -166,18 +185,19 @@ class Gradients:
 
     def _settle(self, found: Gradient | BaseException, busy: bool) -> None:
         """On the loop."""
-        self.busy = busy
-        if isinstance(found, Gradient) and self._offered and not busy:  # just too late for the thread to see
-            self._begin()
+        self._working = busy
+        if isinstance(found, Gradient):
+            self._begin()  # what came just too late for the thread to see
         self._done.append(found)
         self._news()
 
-    def _gradient(self, action: RunGradient) -> Gradient:
+    def _gradient(self) -> Gradient:
         """The gradient, then, where speeds are emulated, the wait up to the drawn duration (less what the last wait
         took too long: a timer is a little late, a device is not).
         """
         settings, began_s, finite = self._settings, time.perf_counter(), Finite()
-        gradient, loss, samples = self._worker.gradient(action.model, settings.report, finite.look)
+        rounds = self._worker.take_up()
+        gradient, loss, samples = self._worker.gradient(None, settings.report, finite.look)
         took_s = time.perf_counter() - began_s
         drawn_s = self._speeds.seconds(self._worker.rank, self._samples, samples, settings.share)
         self._samples += samples
@@ -189,4 +209,4 @@ class Gradients:
                 self._overslept_s = time.perf_counter() - end_s
         self._recent_s.append(time.perf_counter() - began_s)
         good = finite.yes and isfinite(loss)
-        return Gradient(action.rounds, gradient, loss, samples, good, max(took_s, drawn_s or 0.0))
+        return Gradient(rounds, gradient, loss, samples, good, max(took_s, drawn_s or 0.0))

@@ -11,7 +11,10 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+from torch import Tensor
 
 from rfast_zmq.core.events import RunGradient
 from rfast_zmq.node.gradients import RECENT, Gradient
@@ -20,10 +23,18 @@ UNSEEN_MOST = 2
 """So many gradients may lie here that the node has not taken yet; each has the size of a model."""
 
 
-class Steps:
-    """One mailbox each way; of several models the newest counts."""
+Bring = Callable[[Sequence[Tensor], Sequence[float], Callable[[], object]], bool]
 
-    def __init__(self) -> None:
+
+class Steps:
+    """One mailbox each way; of several models the newest counts.
+
+    Args:
+        bring: brings a model on offer near (:meth:`~rfast_zmq.task.flat.FlatModel.bring`); None: it is near.
+    """
+
+    def __init__(self, bring: Bring | None = None) -> None:
+        self._bring = bring
         self._changed = threading.Condition()
         self._offered: RunGradient | None = None
         self._done: deque[Gradient] = deque()
@@ -58,8 +69,14 @@ class Steps:
 
     def offer(self, model: RunGradient) -> None:
         """A model for the gradient after the present one."""
+        self.busy = True
+        if self._bring is None or self._bring(model.model, model.rounds, partial(self._near, model)):
+            self._near(model)
+
+    def _near(self, model: RunGradient) -> None:
+        """It may be taken."""
         with self._changed:
-            self._offered, self.busy = model, True
+            self._offered = model
             self._changed.notify_all()
 
     def done(self) -> Iterator[Gradient]:

@@ -172,7 +172,7 @@ class RFast(torch.optim.Optimizer):
         self._plan, self.rank, self._batch = plan, rank, batch
         self.is_root = rank == plan.topology.root
         self._run_id, self._insecure, self._under_torchrun = run_id, insecure, under_torchrun
-        self._steps = Steps()
+        self._steps = Steps(self._model.flat.bring)
         self._node: Background | None = None
         self._closed = False
         self._versions: tuple[float, ...] = ()
@@ -459,10 +459,8 @@ class RFast(torch.optim.Optimizer):
         return cast(RFastTree, self._node.node.algorithm)
 
     def _take(self, wait: bool) -> None:
-        model = self._steps.take(wait)
-        if model is not None:
-            self._model.flat.load(model.model)
-            self._versions = model.rounds
+        if self._steps.take(wait) is not None:
+            self._versions = self._model.flat.take_up()
         self._began_s = time.perf_counter()
         for scheduler, step in self._schedulers:
             while scheduler.last_epoch + 1 <= self.rounds:

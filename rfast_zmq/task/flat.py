@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from rfast_zmq.errors import UsageError
 from rfast_zmq.settings import BUCKET_BYTES
 from rfast_zmq.task.gather import Gather
-from rfast_zmq.task.staging import Look, stager
+from rfast_zmq.task.staging import Look, incoming, stager
 
 BucketKind = Literal["parameters", "averages"]
 EntryKind = Literal["parameter", "mean", "var"]
@@ -309,6 +309,7 @@ class FlatModel:
         self._adopt()
         sizes = [b.size for b in self.layout.buckets]
         self._stager = stager(device, max(sizes), len(sizes))
+        self._incoming = incoming(self._flat, [(b.start, b.stop) for b in self.layout.buckets])
         of_parameters = [b.size for b in self.layout.buckets if b.kind == "parameters"]
         self._gather = Gather([p for _, p in self._ordered], of_parameters, self._stager)
         self._nothing: tuple[Tensor | None, ...] = (None,) * len(sizes)
@@ -349,18 +350,41 @@ class FlatModel:
         """
         if tuple(len(t) for t in model) != self.layout.sizes:
             raise ValueError(f"buckets of {[len(t) for t in model]} coordinates, not {self.layout.sizes}")
+        with self._incoming.held(), torch.no_grad():
+            self._put(model, averages)
+
+    def _put(self, model: Sequence[Tensor], averages: bool) -> None:
         versions = [p._version for _, p in self._ordered]  # not moved by what is written to the flat vector
         there = self._loaded if versions == self._versions else self._nothing
         self._loaded = self._nothing
-        with torch.no_grad():
-            for bucket, t, before in zip(self.layout.buckets, model, there, strict=True):
-                if averages or (bucket.kind == "parameters" and t is not before):
-                    self._stager.send(self._flat[bucket.start : bucket.stop], t)
-            self._stager.sent()
-            if averages:  # to evaluate or save: not worth keeping that model's memory
-                self._take_averages()
-            else:
-                self._loaded, self._versions = tuple(model), versions
+        for b, (bucket, t, before) in enumerate(zip(self.layout.buckets, model, there, strict=True)):
+            if averages or (bucket.kind == "parameters" and t is not before):
+                self._flat[bucket.start : bucket.stop].copy_(self._incoming.place(b, t))
+        self._incoming.taken()
+        if averages:  # to evaluate or save: not worth keeping that model's memory
+            self._take_averages()
+        else:
+            self._loaded, self._versions = tuple(model), versions
+
+    def bring(self, model: Sequence[Tensor], rounds: Sequence[float], then: Callable[[], object]) -> bool:
+        """A model is on offer: have it near when it is taken up. From any thread, and while a gradient is computed.
+
+        Args:
+            model: as for :meth:`load`.
+            rounds: of each bucket, to be told by :meth:`take_up`.
+            then: where it takes a while, called from another thread when it is there; but not if another model is
+                brought soon after.
+
+        Returns:
+            Whether it is there already.
+        """
+        return self._incoming.bring(model, rounds, then)
+
+    def take_up(self) -> tuple[float, ...]:
+        """Put into the parameters the newest of what was brought and is there. Its rounds, per bucket."""
+        with self._incoming.held() as (model, rounds):
+            self.load(model)
+        return rounds
 
     def gradient(self, closure: Callable[[], Tensor], look: Look | None = None) -> tuple[tuple[Tensor, ...], float]:
         """The gradient of ``closure()`` at the parameters as they are. Afterwards every ``p.grad`` is None.

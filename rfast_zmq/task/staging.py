@@ -1,14 +1,18 @@
 """How buckets get from where the model lives into memory that is handed to the core, and back.
 
 On a CPU that is a copy. From a GPU it is a copy on a stream of its own into page-locked memory, so that what is known
-of a gradient leaves while the rest is still being computed. Both are used in the same order, by the same code:
-``take``, some ``fetch``, ``fetched``; at the end ``drain``. And for a model: some ``send``, then ``sent``.
+of a gradient leaves while the rest is still being computed; and a model that is on offer is brought to the device by a
+thread beside, so that whoever computes finds it there. Both are used in the same order, by the same code. For a
+gradient: ``take``, some ``fetch``, ``fetched``; at the end ``drain``. For a model: ``bring``; then, to take it up, what
+``held`` gives, each bucket from its ``place``.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -17,7 +21,11 @@ from torch import Tensor
 from rfast_zmq.task.pool import Pool
 
 Look = Callable[[Tensor], object]
-"""Told of each bucket, when all of it is there and, on a CPU, still in the cache."""
+"""Told of each bucket, when all of it is there and, on a CPU, still in the cache, to see whether it is finite; not
+told, where a GPU has seen already that all are."""
+Staged = tuple[tuple[Tensor, ...], tuple[float, ...]]
+"""A model, one tensor a bucket, and the rounds of each bucket."""
+NOTHING = torch.empty(0)
 READY_MODELS = 2
 """Memory for so many models is kept though nobody refers to it; more of it is freed."""
 
@@ -37,12 +45,6 @@ class Stager(Protocol):
 
     def drain(self) -> None:
         """Wait for all that was begun."""
-
-    def send(self, into: Tensor, values: Tensor) -> None:
-        """Begin to copy a host vector into a part of a device's."""
-
-    def sent(self) -> None:
-        """What the present stream computes from now on sees all that was sent."""
 
 
 def stager(device: torch.device, length: int, buckets: int) -> Stager:
@@ -77,23 +79,19 @@ class OnCpu:
     def drain(self) -> None:
         return
 
-    def send(self, into: Tensor, values: Tensor) -> None:
-        into.copy_(values)
-
-    def sent(self) -> None:
-        return
-
 
 class OnGpu:
-    """One stream each way, beside the one that computes."""
+    """A stream beside the one that computes."""
 
     def __init__(self, device: torch.device, length: int, buckets: int) -> None:
         self.pool = Pool(length, READY_MODELS * buckets, pinned=True)
         self._device = device
-        self._out, self._in = torch.cuda.Stream(device), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._coming: deque[tuple[torch.cuda.Event, Tensor, Look]] = deque()
-        self._going: deque[tuple[torch.cuda.Event, Tensor]] = deque()
-        """Page-locked copies that may still be read from."""
+        self._out = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._coming: list[tuple[Tensor, Look]] = []
+        self._sums: list[Tensor] = []
+        """Of each part that was fetched, on the device: if it is finite, so is all of the part."""
+        self._certain = True
+        """The sums say all of what was fetched."""
 
     def take(self, length: int) -> Tensor:
         return self.pool.take(length)
@@ -102,35 +100,146 @@ class OnGpu:
         if add:  # a second backward pass within one gradient: rare
             self._out.synchronize()
             into.add_(values.cpu())
+            self._certain = False
             return
         self._out.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._out):
             into.copy_(values, non_blocking=True)
+            self._sums.append(values.sum())
         values.record_stream(self._out)  # the allocator gives their memory to nobody before the copy is done
 
     def fetched(self, bucket: Tensor, look: Look) -> None:
-        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # whoever waits leaves its core
-        self._coming.append((self._out.record_event(event), bucket, look))
+        self._coming.append((bucket, look))
 
     def drain(self) -> None:
-        while self._coming:
-            there, bucket, look = self._coming.popleft()
-            there.synchronize()
-            look(bucket)
-        self._out.synchronize()
-        self._let_go()
+        with torch.cuda.stream(self._out):
+            finite = torch.stack(self._sums).isfinite().all() if self._sums else None
+        there = self._out.record_event(torch.cuda.Event(blocking=True))  # type: ignore[no-untyped-call]
+        there.synchronize()  # whoever waits leaves its core
+        if not (self._certain and (finite is None or bool(finite))):
+            for bucket, look in self._coming:
+                look(bucket)
+        self._coming, self._sums, self._certain = [], [], True
 
-    def send(self, into: Tensor, values: Tensor) -> None:
-        self._let_go()
-        locked = self.pool.take(len(values)).copy_(values)
-        self._in.wait_stream(torch.cuda.current_stream(self._device))  # which may still read the model of before
-        with torch.cuda.stream(self._in):
-            into.copy_(locked, non_blocking=True)
-        self._going.append((self._in.record_event(), locked))
 
-    def sent(self) -> None:
-        torch.cuda.current_stream(self._device).wait_stream(self._in)
+# ------------------------------------------------------------------------------------------------ models
 
-    def _let_go(self) -> None:
-        while self._going and self._going[0][0].query():  # type: ignore[no-untyped-call]
-            self._going.popleft()
+
+def incoming(flat: Tensor, bounds: Sequence[tuple[int, int]]) -> Incoming:
+    """What brings models near to a flat vector.
+
+    Args:
+        flat: it, where the model lives.
+        bounds: of each bucket, its first coordinate, and the one after its last.
+    """
+    return ToGpu(flat, bounds) if flat.device.type == "cuda" else Incoming()
+
+
+class Incoming:
+    """The newest model on offer, for a device that can read it where it is."""
+
+    def __init__(self) -> None:
+        self._newest: Staged | None = None
+
+    def bring(self, model: Sequence[Tensor], rounds: Sequence[float], then: Callable[[], object]) -> bool:
+        """Bring a model near.
+
+        Args:
+            model: one 1-D float32 CPU tensor a bucket; never to be written to.
+            rounds: of each bucket.
+            then: where it takes a while, called from another thread when it is there; but not if another model is
+                brought soon after.
+
+        Returns:
+            Whether it is there already.
+        """
+        self._newest = tuple(model), tuple(rounds)
+        return True
+
+    @contextmanager
+    def held(self) -> Iterator[Staged]:
+        """The newest of what is near (no bucket, if nothing was brought yet), which stays so within."""
+        yield self._newest or ((), ())
+
+    def place(self, bucket: int, values: Tensor) -> Tensor:
+        """Where to read ``values`` of a bucket: themselves, or what was made of them on the device."""
+        return values
+
+    def taken(self) -> None:
+        """What was read is being read by the present stream."""
+
+
+class ToGpu(Incoming):
+    """Beside the flat vector another one on the same device, into which a thread copies bucket by bucket what is on
+    offer, so that taking up a model is a copy within the device. Buckets are independent of each other: what is taken
+    up may have some of one model and some of the next.
+
+    Args:
+        flat, bounds: as for :func:`incoming`.
+    """
+
+    def __init__(self, flat: Tensor, bounds: Sequence[tuple[int, int]]) -> None:
+        super().__init__()
+        self._flat, self._bounds = flat, bounds
+        self._near: list[Tensor] = []
+        """Of each bucket the part of that other vector; made when the first model comes."""
+        self._from: list[tuple[Tensor, float]] = []
+        """What each was copied from, and its rounds."""
+        self._stream = torch.cuda.Stream(flat.device)  # type: ignore[no-untyped-call]
+        self._reading: torch.cuda.Event | None = None
+        self._lock, self._turnstile = threading.RLock(), threading.Lock()
+        """Whoever takes up a model waits for the copy of one bucket, not until the thread runs out of them."""
+        self._offers: list[tuple[Staged, Callable[[], object]]] = []
+        self._thread = ThreadPoolExecutor(1, "models")
+        self._error: Exception | None = None
+
+    def bring(self, model: Sequence[Tensor], rounds: Sequence[float], then: Callable[[], object]) -> bool:
+        with self._lock:
+            self._offers[:] = [((tuple(model), tuple(rounds)), then)]  # of several the newest
+        self._thread.submit(self._copy)
+        return False
+
+    def _copy(self) -> None:
+        """In the thread."""
+        with self._lock:
+            if not self._offers:
+                return
+            (model, rounds), then = self._offers.pop()
+        try:
+            self._copy_all(model, rounds)
+        except Exception as error:  # such as no memory left on the device: for whoever wants the model
+            self._error = error
+        then()
+
+    def _copy_all(self, model: tuple[Tensor, ...], rounds: tuple[float, ...]) -> None:
+        if not self._near:
+            near = torch.empty_like(self._flat)
+            with self._lock:
+                self._near = [near[start:stop] for start, stop in self._bounds]
+                self._from = [(NOTHING, 0.0)] * len(model)
+        for bucket, (values, of_bucket) in enumerate(zip(model, rounds, strict=True)):
+            with self._turnstile:
+                pass
+            with self._lock, torch.cuda.stream(self._stream):
+                if self._from[bucket][0] is not values:
+                    if self._reading is not None:
+                        self._stream.wait_event(self._reading)
+                    self._near[bucket].copy_(values)  # from memory that is not page-locked: done when this returns
+                self._from[bucket] = values, of_bucket
+
+    @contextmanager
+    def held(self) -> Iterator[Staged]:
+        with self._turnstile:
+            self._lock.acquire()
+        try:
+            if self._error is not None:
+                raise self._error
+            yield tuple(values for values, _ in self._from), tuple(rounds for _, rounds in self._from)
+        finally:
+            self._lock.release()
+
+    def place(self, bucket: int, values: Tensor) -> Tensor:
+        return self._near[bucket] if self._from and self._from[bucket][0] is values else values
+
+    def taken(self) -> None:
+        self._reading = torch.cuda.current_stream(self._flat.device).record_event()

@@ -109,13 +109,23 @@ class Worker:
         with self._users_code():
             self._feed.prefetch(self._settings.report if samples is None else samples)
 
+    def bring(self, model: Sequence[Tensor], rounds: Sequence[float], then: Callable[[], object]) -> bool:
+        """A model is on offer: see :meth:`~rfast_zmq.task.flat.FlatModel.bring`."""
+        return self._flat.bring(model, rounds, then)
+
+    def take_up(self) -> tuple[float, ...]:
+        """The newest of what was brought, for :meth:`gradient`: see :meth:`~rfast_zmq.task.flat.FlatModel.take_up`."""
+        with self._on_stream():
+            return self._flat.take_up()
+
     def gradient(
-        self, model: Sequence[Tensor], samples: int, look: Look | None = None
+        self, model: Sequence[Tensor] | None, samples: int, look: Look | None = None
     ) -> tuple[tuple[Tensor, ...], float, int]:
         """The mean gradient over the node's next samples.
 
         Args:
-            model: per bucket a 1-D float32 tensor, where to take it; only read, and never to be written to.
+            model: per bucket a 1-D float32 tensor, where to take it; only read, and never to be written to. None: the
+                one that was taken up.
             samples: how many; where the task gives an iterable of batches, one batch is taken as it comes.
             look: told of each bucket of the gradient as soon as it is there.
 
@@ -133,7 +143,8 @@ class Worker:
         with self._users_code(), self._on_stream():
             batch, done = self._feed.draw(samples)
             batch = to_device(batch, self._device)
-            self._flat.load(model)
+            if model is not None:
+                self._flat.load(model)
             torch.manual_seed(_seed(self._settings.seed, self.rank, self._drawn))
             self._drawn += 1
             gradient, loss = self._flat.gradient(lambda: self.task.training_step(self._flat.module, batch), look)

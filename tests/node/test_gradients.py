@@ -24,8 +24,11 @@ class Slow:
     """Computes until the test lets it."""
 
     rank = 0
+    far: bool = False
+    """A model takes its time to come near; :attr:`arrived` then has what to call."""
 
     def __init__(self) -> None:
+        self.arrived: list[Callable[[], object]] = []
         self.at: list[float] = []
         self.go = threading.Semaphore(0)
         self.error: Exception | None = None
@@ -33,9 +36,21 @@ class Slow:
     def prefetch(self) -> None:
         pass
 
+    def bring(self, model: Any, rounds: Any, then: Callable[[], object]) -> bool:
+        if self.far:
+            self.arrived.append(lambda: (setattr(self, "newest", (model, rounds)), then()))
+            return False
+        self.newest = model, rounds
+        return True
+
+    def take_up(self) -> tuple[float, ...]:
+        self.taken, rounds = self.newest
+        return rounds
+
     def gradient(
-        self, model: Any, samples: int, look: Callable[[torch.Tensor], object]
+        self, model: None, samples: int, look: Callable[[torch.Tensor], object]
     ) -> tuple[tuple[torch.Tensor, ...], float, int]:
+        model = self.taken
         self.at.append(float(model[0]))
         assert self.go.acquire(timeout=SOON_S)
         if self.error is not None:
@@ -110,6 +125,28 @@ async def test_without_an_offer_it_is_idle_until_there_is_one(bench: Bench) -> N
     bench.offer(2.0)
     assert bench.thread.busy
     await bench.until(lambda: bench.worker.at == [1.0, 2.0])
+
+
+async def test_a_model_that_takes_its_time_to_come_near_is_begun_when_it_is_there(bench: Bench) -> None:
+    bench.worker.far = True
+    for version in (1.0, 2.0):
+        bench.offer(version)
+    assert bench.thread.busy
+    threading.Thread(target=bench.worker.arrived[1]).start()  # the first is not worth bringing any more
+    await bench.until(lambda: bench.worker.at == [2.0])
+    bench.offer(3.0)
+    bench.worker.go.release()
+    await asyncio.wait_for(bench.news.wait(), SOON_S)
+    assert bench.thread.busy  # it will have a model to work on
+    assert bench.worker.at == [2.0]
+    bench.worker.arrived[2]()
+    await bench.until(lambda: bench.worker.at == [2.0, 3.0])
+    bench.offer(4.0)
+    bench.thread.halt()
+    bench.worker.arrived[3]()
+    bench.worker.go.release()
+    await bench.until(lambda: not bench.thread.busy)
+    assert bench.worker.at == [2.0, 3.0]
 
 
 async def test_what_the_task_raises_is_raised_where_gradients_are_fetched_and_no_other_is_begun(bench: Bench) -> None:

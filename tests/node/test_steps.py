@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import pytest
 import torch
 
+from rfast_zmq.core.events import RunGradient
 from rfast_zmq.node.gradients import Gradient
 from rfast_zmq.node.steps import UNSEEN_MOST, Steps
 
@@ -45,3 +47,23 @@ def test_gradients_do_not_pile_up_before_a_node_that_does_not_look(over: bool) -
     assert not thread.is_alive()
     found += [g.rounds[0] for g in steps.done()]
     assert found == list(range(UNSEEN_MOST + (not over)))
+
+
+def test_a_model_is_taken_when_it_is_near() -> None:
+    arrived: list[Callable[[], object]] = []
+
+    def bring(model: object, rounds: object, then: Callable[[], object]) -> bool:
+        arrived.append(then)
+        return len(arrived) > 2
+
+    steps = Steps(bring)
+    models = [RunGradient((torch.tensor([k]),), (k,)) for k in (1.0, 2.0, 3.0)]
+    steps.offer(models[0])
+    assert steps.busy
+    assert steps.take(wait=False) is None
+    steps.offer(models[1])
+    threading.Timer(0.01, arrived[1]).start()
+    assert steps.take(wait=True) is models[1]
+    steps.offer(models[2])
+    assert steps.take(wait=True) is models[2]
+    assert steps.take(wait=False) is None

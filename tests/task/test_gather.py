@@ -202,7 +202,9 @@ def test_the_gradient_of_an_odd_module_is_autograds(bucket_bytes: int, device: s
             return module(tokens).square().mean()
 
         gradient, loss = flat.gradient(loss_of, lambda t: seen.add(t.data_ptr()))
-        assert {t.data_ptr() for t in gradient} <= seen
+        assert ({t.data_ptr() for t in gradient} <= seen) == (
+            device == "cpu"
+        )  # where a GPU has seen that they are finite
         plain.zero_grad()
         expected = plain(tokens).square().mean()
         expected.backward()
