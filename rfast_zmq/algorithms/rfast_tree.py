@@ -60,10 +60,10 @@ from rfast_zmq.core.events import (
     RunGradient,
     SetAside,
 )
-from rfast_zmq.core.finite import is_finite
 from rfast_zmq.core.interface import NodeConfig
 from rfast_zmq.core.skeleton import SCALE_LEAST, Skeleton
 from rfast_zmq.core.slots import EARLY, PATIENT
+from rfast_zmq.task.finite import is_finite
 
 WEIGHT_LEAST = 1e-9
 """A record of less weight is none."""

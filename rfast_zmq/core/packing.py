@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from rfast_zmq.core.finite import is_finite
 from rfast_zmq.settings import WIRES
+from rfast_zmq.task.finite import is_finite
 
 PACKINGS = WIRES
 BLOCK = 256

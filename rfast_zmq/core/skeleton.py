@@ -37,10 +37,10 @@ from rfast_zmq.core.events import (
     Tick,
     Transmit,
 )
-from rfast_zmq.core.finite import all_finite
 from rfast_zmq.core.interface import Algorithm, NodeConfig, Status
 from rfast_zmq.core.lines import LineMeter
 from rfast_zmq.core.packing import PACKINGS, Packer, packed_bytes
+from rfast_zmq.task.finite import all_finite
 from rfast_zmq.topology import Tree
 
 SCALE_LEAST = 1e-12

@@ -20,12 +20,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rfast_zmq.assembly import Plan
-from rfast_zmq.core.finite import is_finite
 from rfast_zmq.errors import TaskError, UsageError
 from rfast_zmq.launch.memory import keep_freed_memory, share_cores
 from rfast_zmq.node import Node
 from rfast_zmq.results import Point
 from rfast_zmq.settings import Settings
+from rfast_zmq.task.finite import is_finite
 from rfast_zmq.transport import Addresses
 
 MODEL = "model.safetensors"

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from rfast_zmq.conditions import Speeds
 from rfast_zmq.core.events import RunGradient
-from rfast_zmq.core.finite import Finite
 from rfast_zmq.settings import Settings
 from rfast_zmq.task import Worker
+from rfast_zmq.task.finite import Finite
 
 RECENT = 8
 """So many gradients tell how long the next will take at least."""
@@ -144,8 +144,9 @@ class Gradients:
 
     def halt(self) -> None:
         """Begin no other; end an emulated wait."""
-        self._offered.clear()
         self._halt.set()
+        self._offered.clear()
+        self._coming = False
 
     def close(self, wait: bool) -> None:
         """End the thread.

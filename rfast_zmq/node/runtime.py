@@ -40,7 +40,6 @@ from rfast_zmq.core.events import (
     StopWanted,
     Tick,
 )
-from rfast_zmq.core.finite import is_finite
 from rfast_zmq.errors import Refused, UsageError
 from rfast_zmq.node.exchange import Exchange
 from rfast_zmq.node.gradients import Gradient, Gradients
@@ -49,6 +48,7 @@ from rfast_zmq.node.steps import Steps
 from rfast_zmq.node.watcher import Watcher
 from rfast_zmq.results import Point
 from rfast_zmq.task import Trained, Worker
+from rfast_zmq.task.finite import is_finite
 from rfast_zmq.transport import Addresses, Outlet
 
 REPORT_S = 0.5

@@ -11,9 +11,9 @@ from math import isfinite, nan
 import torch
 from torch import Tensor
 
-from rfast_zmq.core.finite import is_finite
 from rfast_zmq.results import Point
 from rfast_zmq.task import Trained
+from rfast_zmq.task.finite import is_finite
 
 
 class Scorer:

@@ -1,9 +1,9 @@
 """Gradients that a loop of the user's own computes, in a thread of the user's own: what passes between it and the node.
 
 Seen from the node it is what :class:`~rfast_zmq.node.gradients.Gradients` is: models are offered, gradients are done.
-Seen from the user's loop: :meth:`Steps.give` a gradient, :meth:`Steps.take` the newest model. Only three things ever
-block there, and none of them is another node: the first model of the run; at a root whose gradient makes the next
-model, the node's own step; and a node that has not come to look at the last gradients yet, which would pile up.
+Seen from the user's loop: where there is :meth:`Steps.room`, :meth:`Steps.give` a gradient; :meth:`Steps.take` the newest
+model. Only two things ever block there, and neither is another node: the first model of the run, and at a root whose
+gradient makes the next model, the node's own step.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from rfast_zmq.core.events import RunGradient
 from rfast_zmq.node.gradients import RECENT, Gradient
 
-UNSEEN_MOST = 2
+UNSEEN_MOST = 1
 """So many gradients may lie here that the node has not taken yet; each has the size of a model."""
 
 
@@ -37,6 +37,8 @@ class Steps:
         self._bring = bring
         self._changed = threading.Condition()
         self._offered: RunGradient | None = None
+        self._expected = 0
+        """Gradients there is room for, that are on their way."""
         self._done: deque[Gradient] = deque()
         self._recent_s: deque[float] = deque(maxlen=RECENT)
         self._taken: tuple[float, ...] | None = None
@@ -84,7 +86,6 @@ class Steps:
         while self._done:
             with self._changed:
                 found = self._done.popleft()
-                self._changed.notify_all()
             self._recent_s.append(found.seconds)
             yield found
 
@@ -100,10 +101,22 @@ class Steps:
 
     # -------------------------------------------------------------------------------------- the user's loop
 
-    def give(self, gradient: Gradient) -> None:
-        """A gradient is done; it is not written to any more. Waits while :data:`UNSEEN_MOST` others lie here."""
+    def room(self, anyhow: bool = False) -> bool:
+        """Whether the node can do with another gradient now. If so, it has to be given.
+
+        Args:
+            anyhow: it has to.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self.over or len(self._done) < UNSEEN_MOST)
+            if self._expected + len(self._done) >= UNSEEN_MOST and not anyhow:
+                return False
+            self._expected += 1
+            return True
+
+    def give(self, gradient: Gradient) -> None:
+        """A gradient is done; it is not written to any more. From any thread."""
+        with self._changed:
+            self._expected = max(0, self._expected - 1)
             if self.over or self._soon is None:
                 return
             self._done.append(gradient)

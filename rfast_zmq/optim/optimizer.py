@@ -10,10 +10,10 @@
     opt.close()
 
 ``step()`` hands this node's gradient to a node of ``rfast-tree`` that runs in a thread beside the loop, puts the newest
-model into the parameters, and goes on: it waits for no other node. Three things are waited for: a node other than the
+model into the parameters, and goes on: it waits for no other node. Two things are waited for: a node other than the
 root waits for its first model, before its first gradient; the root, for its own step along its own gradient (but not
-where that is at most a sixteenth of a round, and others listen); and a loop that is two gradients ahead of its own
-node's thread, for that thread.
+where that is at most a sixteenth of a round, and others listen). A loop that is ahead of its own node's thread does not
+wait for it: its gradients are added up until that has room, see :mod:`rfast_zmq.task.outgoing`.
 
 What a step costs beside the bare loop, in passes over the vector of all parameters: the gradient is read and written
 once (out of ``p.grad``, which stays the user's), and looked at for NaN in the cache; those buckets of the model that
@@ -30,9 +30,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from math import isfinite
+from statistics import fmean
 from types import TracebackType
-from typing import Any, Self, TypeVar, cast, overload
+from typing import Any, NamedTuple, Self, TypeVar, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +42,6 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from rfast_zmq.algorithms import RFastTree
 from rfast_zmq.assembly import Plan
-from rfast_zmq.core.finite import Finite
 from rfast_zmq.core.interface import Status
 from rfast_zmq.errors import UsageError
 from rfast_zmq.launch.memory import keep_freed_memory
@@ -55,6 +56,14 @@ from rfast_zmq.topology import is_file
 from rfast_zmq.transport import Addresses, check_exposure
 
 T = TypeVar("T")
+
+
+class _Held(NamedTuple):
+    """A step whose gradient was not handed on yet: at which model, the loss, and how long it took."""
+
+    rounds: tuple[float, ...]
+    loss: Tensor | None
+    seconds: float
 
 
 class RFast(torch.optim.Optimizer):
@@ -173,6 +182,7 @@ class RFast(torch.optim.Optimizer):
         self.is_root = rank == plan.topology.root
         self._run_id, self._insecure, self._under_torchrun = run_id, insecure, under_torchrun
         self._steps = Steps(self._model.flat.bring)
+        self._held: list[_Held] = []
         self._node: Background | None = None
         self._closed = False
         self._versions: tuple[float, ...] = ()
@@ -247,11 +257,13 @@ class RFast(torch.optim.Optimizer):
         if self.over:
             self._check()
             return found
-        said, finite = None if loss is None else float(torch.as_tensor(loss).detach()), Finite()
-        gradient = self._model.flat.collect(finite.look)
-        good, took_s = finite.yes and isfinite(said or 0.0), time.perf_counter() - self._began_s
+        self._model.flat.hold()
+        said = None if loss is None else torch.as_tensor(loss).detach()
+        self._held.append(_Held(self._versions, said, time.perf_counter() - self._began_s))
         waits = self._algorithm.gradient_makes_model
-        self._steps.give(Gradient(self._versions, gradient, said, self._batch, good, took_s))
+        if self._steps.room(anyhow=waits):
+            held, self._held = self._held, []
+            self._model.flat.hand_on(partial(self._give, held))
         self._take(wait=waits)
         self._check()
         return found
@@ -457,6 +469,14 @@ class RFast(torch.optim.Optimizer):
     def _algorithm(self) -> RFastTree:
         assert self._node is not None
         return cast(RFastTree, self._node.node.algorithm)
+
+    def _give(self, held: list[_Held], gradient: tuple[Tensor, ...], finite: bool) -> None:
+        """Perhaps in another thread: the mean of some gradients is there."""
+        rounds = tuple(fmean(of_bucket) for of_bucket in zip(*(step.rounds for step in held), strict=True))
+        losses = [float(step.loss) for step in held if step.loss is not None]
+        loss, took_s = fmean(losses) if losses else None, sum(step.seconds for step in held)
+        good = finite and isfinite(loss or 0.0)
+        self._steps.give(Gradient(rounds, gradient, loss, self._batch * len(held), good, took_s))
 
     def _take(self, wait: bool) -> None:
         if self._steps.take(wait) is not None:

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from rfast_zmq.errors import UsageError
 from rfast_zmq.settings import BUCKET_BYTES
 from rfast_zmq.task.gather import Gather
+from rfast_zmq.task.outgoing import FromGpu, Outgoing, Then
 from rfast_zmq.task.staging import Look, incoming, stager
 
 BucketKind = Literal["parameters", "averages"]
@@ -312,6 +313,7 @@ class FlatModel:
         self._incoming = incoming(self._flat, [(b.start, b.stop) for b in self.layout.buckets])
         of_parameters = [b.size for b in self.layout.buckets if b.kind == "parameters"]
         self._gather = Gather([p for _, p in self._ordered], of_parameters, self._stager)
+        self._outgoing: Outgoing | None = None
         self._nothing: tuple[Tensor | None, ...] = (None,) * len(sizes)
         self._loaded: tuple[Tensor | None, ...] = self._nothing
         """What each bucket was loaded from last; None: something else may be there."""
@@ -432,6 +434,27 @@ class FlatModel:
         look = look or _unseen
         self._gather.begin(look)
         return self._end(look)
+
+    def hold(self) -> None:
+        """What is in ``p.grad`` now, which stays, counts beside what is held."""
+        if self._outgoing is None:
+            bounds = [(b.start, b.stop) for b in self.layout.buckets]
+            parameters = [p for _, p in self._ordered]
+            self._outgoing = (
+                FromGpu(parameters, self._flat, self._contribute, bounds)
+                if self._flat.device.type == "cuda"
+                else Outgoing(self.collect, sum(b.kind == "parameters" for b in self.layout.buckets))
+            )
+        self._outgoing.hold()
+
+    def hand_on(self, then: Then) -> None:
+        """The mean of the gradients that are held, as :meth:`gradient` gives them; then none is.
+
+        Args:
+            then: told it, and whether it is finite: once, perhaps later and from another thread.
+        """
+        assert self._outgoing is not None
+        self._outgoing.hand_on(then)
 
     def _end(self, look: Look) -> tuple[Tensor, ...]:
         with torch.no_grad():

@@ -202,9 +202,7 @@ def test_the_gradient_of_an_odd_module_is_autograds(bucket_bytes: int, device: s
             return module(tokens).square().mean()
 
         gradient, loss = flat.gradient(loss_of, lambda t: seen.add(t.data_ptr()))
-        assert ({t.data_ptr() for t in gradient} <= seen) == (
-            device == "cpu"
-        )  # where a GPU has seen that they are finite
+        assert device == "cuda" or {t.data_ptr() for t in gradient} <= seen  # a GPU may have seen that they are finite
         plain.zero_grad()
         expected = plain(tokens).square().mean()
         expected.backward()
