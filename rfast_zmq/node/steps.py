@@ -1,9 +1,9 @@
 """Gradients that a loop of the user's own computes, in a thread of the user's own: what passes between it and the node.
 
 Seen from the node it is what :class:`~rfast_zmq.node.gradients.Gradients` is: models are offered, gradients are done.
-Seen from the user's loop: where there is :meth:`Steps.room`, :meth:`Steps.give` a gradient; :meth:`Steps.take` the newest
-model. Only two things ever block there, and neither is another node: the first model of the run, and at a root whose
-gradient makes the next model, the node's own step.
+Seen from the user's loop: where there is :meth:`Steps.room`, :meth:`Steps.give` a gradient; :meth:`Steps.take` the
+newest model. Only two things ever block there, and neither is another node: the first model of the run, and at a root
+whose gradient makes the next model, the node's own step.
 """
 
 from __future__ import annotations
