@@ -217,15 +217,25 @@ class ToGpu(Incoming):
             with self._lock:
                 self._near = [near[start:stop] for start, stop in self._bounds]
                 self._from = [(NOTHING, 0.0)] * len(model)
-        for bucket, (values, of_bucket) in enumerate(zip(model, rounds, strict=True)):
+        new = tuple(zip(model, rounds, strict=True))
+        with self._lock:
+            changed = [
+                b
+                for b, (before, (values, _)) in enumerate(zip(self._from, new, strict=True))
+                if before[0] is not values
+            ]
+            here = set(changed)
+            self._from = [
+                before if b in here else now for b, (before, now) in enumerate(zip(self._from, new, strict=True))
+            ]
+        for bucket in changed:
             with self._turnstile:
                 pass
             with self._lock, torch.cuda.stream(self._stream):
-                if self._from[bucket][0] is not values:
-                    if self._reading is not None:
-                        self._stream.wait_event(self._reading)
-                    self._near[bucket].copy_(values)  # from memory that is not page-locked: done when this returns
-                self._from[bucket] = values, of_bucket
+                if self._reading is not None:
+                    self._stream.wait_event(self._reading)
+                self._near[bucket].copy_(model[bucket])  # from memory that is not page-locked: done when this returns
+                self._from[bucket] = new[bucket]
 
     @contextmanager
     def held(self) -> Iterator[Staged]:
