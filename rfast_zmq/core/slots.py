@@ -8,6 +8,7 @@ allows, the driver asks :meth:`Slot.due`, has the message built from the state o
 from __future__ import annotations
 
 from collections.abc import Iterable
+from heapq import heappop, heappush
 from math import inf
 
 EARLY = 0.5
@@ -22,21 +23,29 @@ not even listen: what came is read when it is awake anyway."""
 class Slot:
     """Dirty buckets of one edge, the longest-unsent first.
 
+    What is asked of it at every message does not grow with the number of buckets: they lie in heaps, those that are to
+    be said equally many paces after they last were in one.
+
     Args:
         buckets: those that travel along the edge.
     """
 
-    __slots__ = ("_last_s", "_paces", "_spoken")
+    __slots__ = ("_heaps", "_last_s", "_paces", "_silent")
 
     def __init__(self, buckets: Iterable[int]) -> None:
         self._last_s = dict.fromkeys(buckets, -inf)
         self._paces = dict.fromkeys(self._last_s, 0.0)  # 0: no news; else so many paces after it last spoke
-        self._spoken = dict.fromkeys(self._last_s, False)
+        self._heaps: dict[float, list[tuple[float, int]]] = {}
+        """Per number of paces (last said, bucket); of which those count that are still so."""
+        self._silent = [(-inf, bucket) for bucket in sorted(self._last_s)]
+        """All of them, likewise."""
 
     def mark(self, bucket: int, paces: float = 1.0) -> None:
         """There is news in ``bucket``, to be said ``paces`` paces after it was last said (or sooner, if marked so)."""
         before = self._paces[bucket]
-        self._paces[bucket] = min(before, paces) if before else paces
+        if not before or paces < before:
+            self._paces[bucket] = paces
+            self._push(bucket)
 
     def due(self, pace_s: float, resend_s: float, not_before: float = -inf) -> tuple[float, int]:
         """When the edge may next speak, and of which bucket.
@@ -50,21 +59,24 @@ class Slot:
             (time, bucket); (inf, -1) when there is nothing to say. A time in the past means: now.
         """
         best_s, best = inf, -1
-        idle_s = max(pace_s, resend_s)
-        for bucket, last_s in self._last_s.items():
-            if self._paces[bucket]:
-                at_s = last_s + pace_s * self._paces[bucket]
-            elif self._spoken[bucket]:
-                at_s = last_s + idle_s
-            else:
+        for paces, heap in tuple(self._heaps.items()):
+            while heap and not self._is_so(paces, *heap[0]):
+                heappop(heap)
+            if not heap:
+                del self._heaps[paces]
                 continue
-            if at_s < best_s or best < 0:
+            last_s, bucket = heap[0]
+            at_s = last_s + (pace_s * paces if paces else max(pace_s, resend_s))
+            if best < 0 or (at_s, bucket) < (best_s, best):
                 best_s, best = at_s, bucket
         return (max(best_s, not_before), best) if best_s < inf else (inf, -1)
 
     def free(self, pace_s: float, paces: float = 1.0) -> float:
         """When ``paces`` paces have passed since the bucket that has been silent longest was said."""
-        return min(self._last_s.values()) + paces * pace_s
+        silent, last_s = self._silent, self._last_s
+        while last_s[silent[0][1]] != silent[0][0]:
+            heappop(silent)
+        return silent[0][0] + paces * pace_s
 
     def early_s(self, bucket: int, pace_s: float, early: float = EARLY) -> float:
         """By how much ``bucket`` may be said before it is due, of a pace ``early``: news only, never a repetition."""
@@ -78,5 +90,22 @@ class Slot:
             at_s: the later of now and when it was due.
         """
         self._paces[bucket] = 0.0
-        self._spoken[bucket] = True
         self._last_s[bucket] = at_s
+        self._push(bucket)
+        heappush(self._silent, (at_s, bucket))
+        if len(self._silent) > self._most():
+            self._silent = sorted((last_s, b) for b, last_s in self._last_s.items())
+
+    def _push(self, bucket: int) -> None:
+        paces = self._paces[bucket]
+        heap = self._heaps.setdefault(paces, [])
+        heappush(heap, (self._last_s[bucket], bucket))
+        if len(heap) > self._most():
+            self._heaps[paces] = sorted({entry for entry in heap if self._is_so(paces, *entry)})
+
+    def _is_so(self, paces: float, last_s: float, bucket: int) -> bool:
+        return self._paces[bucket] == paces and self._last_s[bucket] == last_s
+
+    def _most(self) -> int:
+        """So long a heap may be before what is no longer so is cleared out of it."""
+        return 4 * len(self._last_s) + 16

@@ -13,6 +13,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import replace
 from typing import Any
 
 import zmq
@@ -262,9 +263,9 @@ class Node:
                 self._exchange.computed()
             if not done or not self.algorithm.gradient_makes_model:
                 self._begin(bool(done))
-            for found in done:
-                await self._computed(found)
-            del done[:]  # each has the size of a model
+            done.reverse()
+            while done:
+                await self._computed(done.pop())
 
     def _begin(self, another: bool) -> None:
         """Give the worker thread a model if it has none (``another``: it has just begun another gradient)."""
@@ -287,14 +288,17 @@ class Node:
 
     async def _computed(self, found: Gradient) -> None:
         """Tell the core, bucket by bucket: a large model must not keep the loop from all else."""
-        parts = [(b, (g,)) for b, g in enumerate(found.gradient)] if found.finite else [(0, found.gradient)]
-        for first, part in parts:
+        parts = [(g,) for g in found.gradient] if found.finite else [found.gradient]
+        found, first = replace(found, gradient=()), 0
+        parts.reverse()
+        while parts:  # of which none is held any longer than the core holds it
             if first:
                 await asyncio.sleep(0)
             told = GradientReady(
-                self._now(), part, found.samples, found.loss, found.rounds, found.seconds, found.finite, first
+                self._now(), parts.pop(), found.samples, found.loss, found.rounds, found.seconds, found.finite, first
             )
             self._tell(told)
+            first += 1
         if not found.finite and self.trouble < 0 and not self._stopping.is_set():
             self.trouble = self.rank
             what = "the gradient is not finite" if found.loss is None else f"the loss is {found.loss}"

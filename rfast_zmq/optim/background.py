@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from rfast_zmq.launch.memory import come_second
 from rfast_zmq.launch.process import run_loop
 from rfast_zmq.node import Node, Steps
 from rfast_zmq.results import Point
@@ -84,6 +85,7 @@ class Background:
         self._thread.join()
 
     def _run(self) -> None:
+        come_second()
         try:
             run_loop(self.node.run())
         except asyncio.CancelledError:  # told to leave before the start

@@ -26,7 +26,7 @@ told, where a GPU has seen already that all are."""
 Staged = tuple[tuple[Tensor, ...], tuple[float, ...]]
 """A model, one tensor a bucket, and the rounds of each bucket."""
 NOTHING = torch.empty(0)
-READY_MODELS = 2
+READY_MODELS = 1
 """Memory for so many models is kept though nobody refers to it; more of it is freed."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import inf
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -104,14 +105,62 @@ def test_free_when_the_bucket_that_was_silent_longest_may_speak() -> None:
     assert slot.free(2.0, 2.0) == 7.0
 
 
-def test_memory_is_a_mark_a_bucket() -> None:
-    slot = Slot(range(4))
+def test_memory_is_some_marks_a_bucket() -> None:
+    """However long it goes on, also beside a bucket that is never said again."""
+    slot, most = Slot(range(4)), 0
     assert not hasattr(slot, "__dict__")
-    for now in range(500):
-        slot.mark(now % 4)
+    slot.mark(3)
+    slot.spoke(3, -1.0)
+    for now in range(1000):
+        slot.mark(now % 3, 1.0 + now % 2)
         if now % 7 == 0:
-            slot.spoke(now % 4, float(now))
-    assert [len(getattr(slot, name)) for name in slot.__slots__] == [4, 4, 4]
+            slot.spoke(now % 3, float(now))
+        slot.due(1.0, inf)
+        slot.free(1.0)
+        most = max(most, len(slot._silent) + sum(len(heap) for heap in slot._heaps.values()))
+    assert most < 4 * 40
+
+
+class Searched:
+    """What a slot promises, by looking at every bucket."""
+
+    def __init__(self, buckets: int) -> None:
+        self.last, self.paces, self.spoken = [-inf] * buckets, [0.0] * buckets, [False] * buckets
+
+    def due(self, pace_s: float, resend_s: float) -> tuple[float, int]:
+        ats = [
+            (last + pace_s * paces if paces else last + max(pace_s, resend_s), b)
+            for b, (last, paces, spoken) in enumerate(zip(self.last, self.paces, self.spoken, strict=True))
+            if paces or spoken
+        ]
+        at_s, bucket = min(ats, default=(inf, -1))
+        return (at_s, bucket) if at_s < inf else (inf, -1)
+
+
+@given(
+    buckets=st.integers(1, 6),
+    moves=st.lists(
+        st.tuples(st.integers(0, 5), st.sampled_from([0.0, 1.0, 1.3, 2.0]), st.integers(0, 3), st.integers(0, 4)),
+        max_size=120,
+    ),
+    resend=st.sampled_from([2.0, 5.0, inf]),
+)
+def test_it_says_what_looking_at_every_bucket_would_say(buckets: int, moves: list[Any], resend: float) -> None:
+    """Marks (with paces), words of any bucket at times that do not only grow, and a pace that changes."""
+    slot, searched, now = Slot(range(buckets)), Searched(buckets), 0.0
+    for bucket, paces, pace, wait in moves:
+        bucket, now = bucket % buckets, now + wait
+        if paces:
+            slot.mark(bucket, paces)
+            searched.paces[bucket] = min(searched.paces[bucket] or inf, paces)
+        else:
+            at_s = max(now - 2.0 * (wait == 3), slot.due(float(pace), resend)[0] if wait == 1 and resend < inf else 0.0)
+            if at_s < inf:
+                slot.spoke(bucket, at_s)
+                searched.paces[bucket], searched.spoken[bucket], searched.last[bucket] = 0.0, True, at_s
+        assert slot.due(float(pace), resend) == searched.due(float(pace), resend)
+        assert slot.free(float(pace), 2.0) == min(searched.last) + 2.0 * pace
+        assert [slot.early_s(b, 1.0) > 0 for b in range(buckets)] == [p > 0 for p in searched.paces]
 
 
 @given(

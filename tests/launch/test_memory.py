@@ -37,3 +37,40 @@ def test_a_system_that_has_no_such_thing_is_left_as_it_is(monkeypatch: pytest.Mo
 
     monkeypatch.delattr(os, "SCHED_BATCH", raising=False)
     assert not share_cores()
+
+
+@linux
+def test_a_thread_that_comes_second_leaves_the_others_of_its_process_where_they_are() -> None:
+    assert (
+        told(
+            "import os, threading\n"
+            "from rfast_zmq.launch.memory import come_second\n"
+            "found, before = [], os.getpriority(os.PRIO_PROCESS, 0)\n"
+            "mine = lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) - before\n"
+            "thread = threading.Thread(target=lambda: found.extend([come_second(), mine()]))\n"
+            "thread.start(); thread.join()\n"
+            "print(found, mine())"
+        )
+        == "[True, 2] 0"
+    )
+
+
+@linux
+def test_what_one_thread_frees_another_uses_again() -> None:
+    """Buckets that one thread allocates and another frees, as ZeroMQ's thread and a node do: memory does not grow by
+    what each has had at once."""
+    growth = told(
+        "import threading, torch\n"
+        "from rfast_zmq.launch.memory import keep_freed_memory\n"
+        "def kilobytes():\n"
+        "    return int(next(line for line in open('/proc/self/status') if line.startswith('VmRSS')).split()[1])\n"
+        "torch.ones(1)\n"
+        "assert keep_freed_memory()\n"
+        "held, before = [], kilobytes()\n"
+        "for k in range(6):\n"
+        "    thread = threading.Thread(target=lambda: held.extend(torch.ones(250_000) for _ in range(40)))\n"
+        "    thread.start(); thread.join()\n"
+        "    held.clear()\n"
+        "print((kilobytes() - before) / 40_000)"
+    )
+    assert float(growth) < 2.0
