@@ -60,16 +60,16 @@ def test_what_one_thread_frees_another_uses_again() -> None:
     """Buckets that one thread allocates and another frees, as ZeroMQ's thread and a node do: memory does not grow by
     what each has had at once."""
     growth = told(
-        "import threading, torch\n"
+        "import torch\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
         "from rfast_zmq.launch.memory import keep_freed_memory\n"
         "def kilobytes():\n"
         "    return int(next(line for line in open('/proc/self/status') if line.startswith('VmRSS')).split()[1])\n"
         "torch.ones(1)\n"
         "assert keep_freed_memory()\n"
-        "held, before = [], kilobytes()\n"
-        "for k in range(6):\n"
-        "    thread = threading.Thread(target=lambda: held.extend(torch.ones(250_000) for _ in range(40)))\n"
-        "    thread.start(); thread.join()\n"
+        "held, before, threads = [], kilobytes(), [ThreadPoolExecutor(1) for _ in range(4)]\n"
+        "for thread in threads:\n"
+        "    thread.submit(lambda: held.extend(torch.ones(250_000) for _ in range(40))).result()\n"
         "    held.clear()\n"
         "print((kilobytes() - before) / 40_000)"
     )
