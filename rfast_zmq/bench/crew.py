@@ -24,6 +24,7 @@ ANSWER_S = 600.0
 ENDING_S = 2.0
 
 Job = Callable[..., Any]
+Cores = int | Sequence[int] | None
 
 
 def cores() -> list[int]:
@@ -31,16 +32,23 @@ def cores() -> list[int]:
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
-def pin(core: int | None) -> None:
-    """This process, and every thread that it starts from now on, to one core (None: to none)."""
+def pin(core: Cores) -> None:
+    """This process, and every thread that it starts from now on, to a core or some (None: to none)."""
     if core is not None and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {core})
+        os.sched_setaffinity(0, {core} if isinstance(core, int) else set(core))
 
 
-def spread_over_cores(count: int) -> list[int | None]:
+def spread_over_cores(count: int) -> list[Cores]:
     """A core for each of so many processes, in turn; None where processes cannot be pinned."""
     found = cores()
     return [found[i % len(found)] if found else None for i in range(count)]
+
+
+def share_out_cores(count: int) -> list[Cores]:
+    """An even share of the cores for each of so many processes, if there are at least two for each (so that ZeroMQ's
+    thread has one to itself); else a core, in turn."""
+    found, each = cores(), len(cores()) // count
+    return [found[i * each : (i + 1) * each] for i in range(count)] if each > 1 else spread_over_cores(count)
 
 
 @contextmanager
@@ -70,11 +78,11 @@ class Crew:
     may be told more while it works.
 
     Args:
-        pinned: of each process the core that it is kept on; None: any.
+        pinned: of each process the core, or the cores, that it is kept on; None: any.
         preloaded: modules that its jobs need and that take long to import.
     """
 
-    def __init__(self, pinned: Sequence[int | None], *preloaded: str) -> None:
+    def __init__(self, pinned: Sequence[Cores], *preloaded: str) -> None:
         context = process_context(*preloaded)
         self._processes: list[BaseProcess] = []
         self._pipes: list[Connection] = []
@@ -154,7 +162,7 @@ class Crew:
             process.close()
 
 
-def _serve(pipe: Connection, core: int | None) -> None:
+def _serve(pipe: Connection, core: Cores) -> None:
     """The process: one job after the other."""
     pin(core)
     torch.set_num_threads(1)

@@ -11,7 +11,7 @@ from statistics import quantiles
 from typing import Any
 
 from rfast_zmq.bench import streams
-from rfast_zmq.bench.crew import Crew, spread_over_cores
+from rfast_zmq.bench.crew import Crew, share_out_cores
 from rfast_zmq.bench.figures import Figures, at_least
 from rfast_zmq.bench.relay import DEPTH, Line, relay
 from rfast_zmq.bench.streams import Stream
@@ -64,9 +64,9 @@ def transport(options: TransportOptions, tell: Callable[[str], None]) -> Figures
         buckets=len(layout.buckets),
         models=options.models,
         repeats=options.repeats,
-        pinned=spread_over_cores(2),
-        note="loopback; one process an end, each on a core of its own where there is one, but for gloo, which is faster"
-        " on any; one torch thread each",
+        pinned=share_out_cores(2),
+        note="loopback; one process an end, each on a core of its own, or on its share of them where there are four or"
+        " more, but for gloo, which is faster on any; one torch thread each",
     )
     with tempfile.TemporaryDirectory(prefix="rfast-") as folder:
         _streams(figures, options, layout, Path(folder), tell)
@@ -99,7 +99,7 @@ def _streams(
     figures: Figures, options: TransportOptions, layout: Layout, folder: Path, tell: Callable[[str], None]
 ) -> None:
     found: dict[str, list[_Rate]] = {}
-    with Crew(spread_over_cores(2)) as crew, Crew([None, None]) as loose:
+    with Crew(share_out_cores(2)) as crew, Crew([None, None]) as loose:
         loose.all([(streams.join_gloo, rank, str(folder / "gloo")) for rank in range(2)])
         for repeat in range(options.repeats):
             for line in ("tcp", "ipc"):
@@ -156,7 +156,7 @@ def _stream(crew: Crew, kind: str, stream: Stream) -> _Rate:
 
 def _relay(figures: Figures, options: TransportOptions, folder: Path, tell: Callable[[str], None]) -> None:
     nodes, middle, late = 1 + DEPTH, [], []
-    with Crew(spread_over_cores(nodes)) as crew:
+    with Crew(share_out_cores(nodes)) as crew:
         for repeat in range(options.repeats):
             line = Line(
                 Addresses.ipc(folder, nodes), round(RELAYED_MB * 1e6 / 4), RELAY_EVERY_S, UNCOUNTED + options.relayed
