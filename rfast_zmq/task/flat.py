@@ -359,10 +359,12 @@ class FlatModel:
         versions = [p._version for _, p in self._ordered]  # not moved by what is written to the flat vector
         there = self._loaded if versions == self._versions else self._nothing
         self._loaded = self._nothing
-        for b, (bucket, t, before) in enumerate(zip(self.layout.buckets, model, there, strict=True)):
-            if averages or (bucket.kind == "parameters" and t is not before):
-                self._flat[bucket.start : bucket.stop].copy_(self._incoming.place(b, t))
-        self._incoming.taken()
+        wanted = [
+            b
+            for b, (bucket, t, before) in enumerate(zip(self.layout.buckets, model, there, strict=True))
+            if averages or (bucket.kind == "parameters" and t is not before)
+        ]
+        self._incoming.put(wanted, model)
         if averages:  # to evaluate or save: not worth keeping that model's memory
             self._take_averages()
         else:
@@ -467,7 +469,7 @@ class FlatModel:
         copies = []
         for bucket in (self.layout.buckets[b] for b in buckets):
             copies.append(self._stager.take(bucket.size))
-            self._stager.fetch(copies[-1], self._flat[bucket.start : bucket.stop])
+            self._stager.fetch(copies[-1:], self._flat[bucket.start : bucket.stop])
             self._stager.fetched(copies[-1], look)
         return copies
 

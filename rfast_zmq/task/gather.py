@@ -92,16 +92,15 @@ class Gather:
         """One parameter's gradient, or what comes on top of it; None: 0."""
         again = i in self._taken
         self._taken.add(i)
-        flat = None
-        if gradient is not None:
+        into = [self._buckets[b][start:stop] for b, start, stop, _ in self._pieces[i]]
+        if gradient is None:
+            for part in into:
+                part.zero_()
+        elif into:
             gradient = gradient.detach()
             flat = (gradient if gradient.layout is torch.strided else gradient.to_dense()).reshape(-1)
-        for b, start, stop, offset in self._pieces[i]:
-            into = self._buckets[b][start:stop]
-            if flat is None:
-                into.zero_()
-            else:
-                self._stager.fetch(into, flat[offset : offset + stop - start], add=again)
+            self._stager.fetch(into, flat, add=again)
+        for b, *_ in self._pieces[i]:
             self._wanting[b] -= not again
             if not self._wanting[b]:
                 self._stager.fetched(self._buckets[b], self._look)

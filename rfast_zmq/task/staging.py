@@ -36,9 +36,10 @@ class Stager(Protocol):
     def take(self, length: int) -> Tensor:
         """A host vector to fetch into (1-D float32)."""
 
-    def fetch(self, into: Tensor, values: Tensor, *, add: bool = False) -> None:
-        """Begin to copy ``values`` into a part of a host vector (``add``: to add them to what is there). The present
-        stream must have computed them; they may be let go at once, but not be written to before :meth:`drain`."""
+    def fetch(self, into: Sequence[Tensor], values: Tensor, *, add: bool = False) -> None:
+        """Begin to copy ``values`` (1-D), one part after the other, into parts of host vectors (``add``: to add them to
+        what is there). The present stream must have computed them; they may be let go at once, but not be written to
+        before :meth:`drain`."""
 
     def fetched(self, bucket: Tensor, look: Look) -> None:
         """All of ``bucket`` was begun: ``look`` at it once it is there."""
@@ -67,11 +68,12 @@ class OnCpu:
     def take(self, length: int) -> Tensor:
         return self.pool.take(length)
 
-    def fetch(self, into: Tensor, values: Tensor, *, add: bool = False) -> None:
-        if add:
-            into.add_(values)
-        else:
-            into.copy_(values)
+    def fetch(self, into: Sequence[Tensor], values: Tensor, *, add: bool = False) -> None:
+        for part, of_part in zip(into, torch.split(values, [len(part) for part in into]), strict=True):
+            if add:
+                part.add_(of_part)
+            else:
+                part.copy_(of_part)
 
     def fetched(self, bucket: Tensor, look: Look) -> None:
         look(bucket)
@@ -96,15 +98,18 @@ class OnGpu:
     def take(self, length: int) -> Tensor:
         return self.pool.take(length)
 
-    def fetch(self, into: Tensor, values: Tensor, *, add: bool = False) -> None:
+    def fetch(self, into: Sequence[Tensor], values: Tensor, *, add: bool = False) -> None:
+        parts = torch.split(values, [len(part) for part in into])
         if add:  # a second backward pass within one gradient: rare
             self._out.synchronize()
-            into.add_(values.cpu())
+            for part, of_part in zip(into, parts, strict=True):
+                part.add_(of_part.cpu())
             self._certain = False
             return
         self._out.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._out):
-            into.copy_(values, non_blocking=True)
+            for part, of_part in zip(into, parts, strict=True):
+                part.copy_(of_part, non_blocking=True)
             self._sums.append(values.sum())
         values.record_stream(self._out)  # the allocator gives their memory to nobody before the copy is done
 
@@ -132,13 +137,18 @@ def incoming(flat: Tensor, bounds: Sequence[tuple[int, int]]) -> Incoming:
         flat: it, where the model lives.
         bounds: of each bucket, its first coordinate, and the one after its last.
     """
-    return ToGpu(flat, bounds) if flat.device.type == "cuda" else Incoming()
+    return ToGpu(flat, bounds) if flat.device.type == "cuda" else Incoming(flat, bounds)
 
 
 class Incoming:
-    """The newest model on offer, for a device that can read it where it is."""
+    """The newest model on offer, for a device that can read it where it is.
 
-    def __init__(self) -> None:
+    Args:
+        flat, bounds: as for :func:`incoming`.
+    """
+
+    def __init__(self, flat: Tensor, bounds: Sequence[tuple[int, int]]) -> None:
+        self._flat, self._bounds = flat, bounds
         self._newest: Staged | None = None
 
     def bring(self, model: Sequence[Tensor], rounds: Sequence[float], then: Callable[[], object]) -> bool:
@@ -161,12 +171,11 @@ class Incoming:
         """The newest of what is near (no bucket, if nothing was brought yet), which stays so within."""
         yield self._newest or ((), ())
 
-    def place(self, bucket: int, values: Tensor) -> Tensor:
-        """Where to read ``values`` of a bucket: themselves, or what was made of them on the device."""
-        return values
-
-    def taken(self) -> None:
-        """What was read is being read by the present stream."""
+    def put(self, buckets: Sequence[int], model: Sequence[Tensor]) -> None:
+        """Copy some buckets (ascending) of a model into the flat vector; within :meth:`held`."""
+        for bucket in buckets:
+            start, stop = self._bounds[bucket]
+            self._flat[start:stop].copy_(model[bucket])
 
 
 class ToGpu(Incoming):
@@ -179,10 +188,9 @@ class ToGpu(Incoming):
     """
 
     def __init__(self, flat: Tensor, bounds: Sequence[tuple[int, int]]) -> None:
-        super().__init__()
-        self._flat, self._bounds = flat, bounds
-        self._near: list[Tensor] = []
-        """Of each bucket the part of that other vector; made when the first model comes."""
+        super().__init__(flat, bounds)
+        self._near: Tensor | None = None
+        """That other vector; made when the first model comes."""
         self._from: list[tuple[Tensor, float]] = []
         """What each was copied from, and its rounds."""
         self._stream = torch.cuda.Stream(flat.device)  # type: ignore[no-untyped-call]
@@ -212,11 +220,11 @@ class ToGpu(Incoming):
         then()
 
     def _copy_all(self, model: tuple[Tensor, ...], rounds: tuple[float, ...]) -> None:
-        if not self._near:
+        near = self._near
+        if near is None:
             near = torch.empty_like(self._flat)
             with self._lock:
-                self._near = [near[start:stop] for start, stop in self._bounds]
-                self._from = [(NOTHING, 0.0)] * len(model)
+                self._near, self._from = near, [(NOTHING, 0.0)] * len(model)
         new = tuple(zip(model, rounds, strict=True))
         with self._lock:
             changed = [
@@ -234,7 +242,8 @@ class ToGpu(Incoming):
             with self._lock, torch.cuda.stream(self._stream):
                 if self._reading is not None:
                     self._stream.wait_event(self._reading)
-                self._near[bucket].copy_(model[bucket])  # from memory that is not page-locked: done when this returns
+                start, stop = self._bounds[bucket]
+                near[start:stop].copy_(model[bucket])  # from memory that is not page-locked: done when this returns
                 self._from[bucket] = new[bucket]
 
     @contextmanager
@@ -248,8 +257,22 @@ class ToGpu(Incoming):
         finally:
             self._lock.release()
 
-    def place(self, bucket: int, values: Tensor) -> Tensor:
-        return self._near[bucket] if self._from and self._from[bucket][0] is values else values
-
-    def taken(self) -> None:
+    def put(self, buckets: Sequence[int], model: Sequence[Tensor]) -> None:
+        here = {b for b in buckets if self._from and self._from[b][0] is model[b]}
+        super().put([b for b in buckets if b not in here], model)
+        for first, last in _runs(sorted(here)):
+            start, stop = self._bounds[first][0], self._bounds[last][1]
+            assert self._near is not None
+            self._flat[start:stop].copy_(self._near[start:stop])
         self._reading = torch.cuda.current_stream(self._flat.device).record_event()
+
+
+def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """The first and last of those that follow each other, of ascending numbers."""
+    found: list[tuple[int, int]] = []
+    for number in numbers:
+        if found and found[-1][1] == number - 1:
+            found[-1] = found[-1][0], number
+        else:
+            found.append((number, number))
+    return found

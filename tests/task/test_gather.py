@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -57,7 +57,7 @@ class Late(OnCpu):
     def take(self, length: int) -> Tensor:
         return super().take(length).fill_(float("nan"))
 
-    def fetch(self, into: Tensor, values: Tensor, *, add: bool = False) -> None:
+    def fetch(self, into: Sequence[Tensor], values: Tensor, *, add: bool = False) -> None:
         self.begun.append(lambda: super(Late, self).fetch(into, values, add=add))
 
     def fetched(self, bucket: Tensor, look: Look) -> None:

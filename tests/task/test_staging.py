@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import groupby, pairwise
 from math import nan
 from typing import Any
 
@@ -107,10 +107,13 @@ def test_gradients_leave_on_a_stream_of_their_own_and_are_looked_at_when_they_ar
 
     gradient, _ = flat.gradient(lambda: module(x).sum(), look)
     assert sorted(looked) == ([] if number == 1.0 else sorted(t.data_ptr() for t in gradient))
-    for k, (who, what, *rest) in enumerate(log):
-        if what == "copies":
-            assert log[k - 1] == (who, "waits for", "compute") == ("out", "waits for", "compute")
-            assert log[k + 1] == ("allocator", "keeps", rest[0], who)
+    runs = [(what, list(entries)) for what, entries in groupby(log, lambda entry: entry[:2])]
+    copies = [k for k, (what, _) in enumerate(runs) if what[1] == "copies"]
+    assert len(copies) == 4  # one run for each parameter's gradient
+    for k in copies:
+        assert runs[k][0][0] == "out"
+        assert runs[k - 1][1] == [("out", "waits for", "compute")]
+        assert runs[k + 1][1] == [("allocator", "keeps", runs[k][1][0][2], "out")]
     assert log[-1] == ("host", "waits for", "out")
     expected = torch.autograd.grad(module(x).sum(), list(module.parameters()))
     by_name = dict(zip((name for name, _ in module.named_parameters()), expected, strict=True))
@@ -135,7 +138,7 @@ def test_a_model_comes_near_beside_what_computes_and_waits_for_whoever_still_rea
     near = [entry[3] for entry in log]
     log.clear()
     assert flat.take_up() == (1.0,) * len(model)
-    assert [entry[:3] for entry in log] == [("compute", "copies", address) for address in near]
+    assert log == [("compute", "copies", near[0], flat._flat.data_ptr(), flat.layout.total)]  # all at once
     after = len(log)
     changed = bring(flat, 2.0)
     waits = ("in", "waits for", "compute", after)
