@@ -82,13 +82,14 @@ def train(model: nn.Module, opt: Any, target: Tensor, pause_s: float) -> None:
         time.sleep(pause_s)
 
 
-def test_uneven_loops_on_uneven_data_find_the_mean_of_the_optima(file: Any) -> None:
+@pytest.mark.parametrize("wire", ["float32", "int8"])
+def test_uneven_loops_on_uneven_data_find_the_mean_of_the_optima(file: Any, wire: str) -> None:
     """Three nodes, one of them five times slower, each with an optimum and a first model of its own."""
     topology, models = file("binary-tree", 3), [Point(float(i)) for i in range(3)]
 
     def loop(rank: int) -> None:
         settings: Any = {"topology": topology, "rank": rank, "batch": 1, "global_batch": 12, "samples": 3000}
-        with optim.SGD(models[rank], lr=0.2, **settings) as opt:
+        with optim.SGD(models[rank], lr=0.2, wire=wire, **settings) as opt:
             train(models[rank], opt, TARGETS[rank], 0.01 if rank == 2 else 0.002)
             assert opt.rounds > 100
             if rank == 0:
