@@ -33,8 +33,9 @@ from rfast_zmq.errors import Refused
 from rfast_zmq.transport import RECEIVED_MOST, REFILLED, Addresses, Inlet, Outlet, shareable
 from rfast_zmq.wire import Codec
 
-TURNS = 8
-"""So many messages of one socket are handled before everything else has had its turn."""
+TURNS, TURN_BYTES = 8, 1 << 20
+"""So many messages of one socket, and no more than so many bytes (but one message), are handled before everything else
+has had its turn."""
 HASTE_S = 1e-3
 """A timer that is set is not set anew for less than this; nor are reports looked for twice within it."""
 DEAF_S, ATTENTIVE_S = 0.1, 0.002
@@ -74,12 +75,15 @@ class Exchange:
         self.inlets: list[Inlet] = []
         self.bytes_sent = self.messages_sent = 0
         self._closing = False
+        self._turns = max(1, min(TURNS, TURN_BYTES // codec.max_payload_bytes))
 
         edges = algorithm.out_edges
         self._slots = {edge: Slot(algorithm.buckets_along(edge)) for edge in edges}
         self._fresh: dict[Edge, None] = {}
         """Edges with news, or whose time has come."""
         self._flushing = False
+        self._spoke: set[Edge] = set()
+        """Edges that have said something in this turn of the loop: what one says may be news for another, endlessly."""
         self._due_s = dict.fromkeys(edges, inf)
         """For when the timer of each edge is set."""
         self._timers: dict[Edge, asyncio.TimerHandle] = {}
@@ -176,7 +180,10 @@ class Exchange:
             while self._fresh:
                 edge = next(iter(self._fresh))
                 del self._fresh[edge]
-                self._speak(edge)
+                if edge in self._spoke:
+                    self._go_on[edge].set()
+                else:
+                    self._speak(edge)
         finally:
             self._flushing = False
 
@@ -196,6 +203,9 @@ class Exchange:
                 self._go_on[edge].set()  # its coroutine goes on when the socket takes messages again
                 due_s = inf
             else:
+                if not self._spoke:
+                    self._loop.call_soon(self._spoke.clear)
+                self._spoke.add(edge)
                 self._slots[edge].spoke(bucket, max(now, due_s))
                 self._say(edge, bucket, now, now - self._kept_s.pop(edge, now))
                 due_s, early_s, _ = self._due(edge)
@@ -273,6 +283,8 @@ class Exchange:
             await go_on.wait()
             go_on.clear()
             await asyncio.sleep(0)  # many buckets on a fast line must not starve the loop
+            if edge not in self.outlets:  # closed
+                return
             await outlet.writable()
             if (frames := self._unsent.get(edge)) is not None:
                 if not outlet.send(frames):
@@ -291,7 +303,7 @@ class Exchange:
 
     def _drain(self, inlet: Inlet) -> None:
         """Take in what has come."""
-        for _ in range(TURNS):
+        for _ in range(self._turns):
             if (frames := inlet.take()) is None:
                 return
             try:

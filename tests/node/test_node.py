@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -155,6 +156,49 @@ async def test_three_nodes_train_and_leave_without_ever_blocking(folder: Path, a
     assert points[-1].loss is not None
     assert points[-1].loss < 0.05
     assert points[-1].extra["error"] == pytest.approx((run.model - OPTIMUM).abs().max().item(), abs=1e-4)
+
+
+class Wide(Line):
+    """Of 32 buckets."""
+
+    def configure_model(self) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Linear(8, 32 * 256 // 8, bias=False)
+
+    def training_step(self, model: nn.Module, batch: Any) -> Tensor:
+        return model(batch[0]).square().mean()  # type: ignore[no-any-return]
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        return {"loss": 0.0}
+
+
+@pytest.mark.parametrize("algorithm", ["rfast-tree", "rfast"])
+async def test_in_a_turn_of_the_loop_a_node_handles_a_few_buckets_however_many_there_are(
+    folder: Path, algorithm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bucket for each socket that has brought something, one for each edge that may speak, one of its gradient."""
+    monkeypatch.setattr("rfast_zmq.node.exchange.TURN_BYTES", 1024)
+    run = Nodes(folder, Wide, algorithm=algorithm, bucket_bytes=1024, samples=300, lr=0.01)
+    handled, most = Counter[int](), Counter[int]()
+
+    def turn(rank: int) -> None:
+        most[rank] = max(most[rank], handled.pop(rank))
+
+    for node in run.nodes:
+        assert node.algorithm.buckets == 32
+
+        def watched(event: Event, node: Any = node, handle: Any = node.algorithm.handle) -> Any:
+            if isinstance(event, Received | LinkReady | GradientReady):
+                if node.rank not in handled:
+                    asyncio.get_running_loop().call_soon(turn, node.rank)
+                handled[node.rank] += 1
+            return handle(event)
+
+        node.algorithm.handle = watched
+    assert await run.run() == [None] * 3
+    for node in run.nodes:
+        sockets, edges = len(node.algorithm.in_edges), len(node.algorithm.out_edges)
+        assert 1 <= most[node.rank] <= 2 * (sockets + edges + 1)
 
 
 async def test_under_loss_as_well(folder: Path) -> None:
