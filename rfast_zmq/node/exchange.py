@@ -284,7 +284,7 @@ class Exchange:
             go_on.clear()
             await asyncio.sleep(0)  # many buckets on a fast line must not starve the loop
             if edge not in self.outlets:  # closed
-                return
+                continue
             await outlet.writable()
             if (frames := self._unsent.get(edge)) is not None:
                 if not outlet.send(frames):
