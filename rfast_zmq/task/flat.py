@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil, prod
 from typing import Literal
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -314,9 +315,12 @@ class FlatModel:
         of_parameters = [b.size for b in self.layout.buckets if b.kind == "parameters"]
         self._gather = Gather([p for _, p in self._ordered], of_parameters, self._stager)
         self._outgoing: Outgoing | None = None
-        self._nothing: tuple[Tensor | None, ...] = (None,) * len(sizes)
-        self._loaded: tuple[Tensor | None, ...] = self._nothing
-        """What each bucket was loaded from last; None: something else may be there."""
+        self._nothing: tuple[Callable[[], Tensor | None], ...] = (_gone,) * len(sizes)
+        self._loaded = self._nothing
+        """What each bucket was loaded from last, as long as anybody else refers to it; None: something else may be
+        there."""
+        self._rounds: tuple[float, ...] = ()
+        """Of the model that was taken up last."""
         self._versions: list[int] = []
 
     def _adopt(self) -> None:
@@ -362,13 +366,13 @@ class FlatModel:
         wanted = [
             b
             for b, (bucket, t, before) in enumerate(zip(self.layout.buckets, model, there, strict=True))
-            if averages or (bucket.kind == "parameters" and t is not before)
+            if averages or (bucket.kind == "parameters" and t is not before())
         ]
         self._incoming.put(wanted, model)
         if averages:  # to evaluate or save: not worth keeping that model's memory
             self._take_averages()
         else:
-            self._loaded, self._versions = tuple(model), versions
+            self._loaded, self._versions = tuple(ref(t) for t in model), versions
 
     def bring(self, model: Sequence[Tensor], rounds: Sequence[float], then: Callable[[], object]) -> bool:
         """A model is on offer: have it near when it is taken up. From any thread, and while a gradient is computed.
@@ -386,9 +390,12 @@ class FlatModel:
 
     def take_up(self) -> tuple[float, ...]:
         """Put into the parameters the newest of what was brought and is there. Its rounds, per bucket."""
-        with self._incoming.held() as (model, rounds):
-            self.load(model)
-        return rounds
+        with self._incoming.held():
+            model, rounds = self._incoming.newest()
+            if model:
+                self.load(model)
+                self._rounds = rounds
+        return self._rounds
 
     def gradient(self, closure: Callable[[], Tensor], look: Look | None = None) -> tuple[tuple[Tensor, ...], float]:
         """The gradient of ``closure()`` at the parameters as they are. Afterwards every ``p.grad`` is None.
@@ -502,6 +509,11 @@ class FlatModel:
             # Rounding can bring a variance near 0 below it.
             var.copy_((flat[offset + size : offset + 2 * size] - mean * mean).clamp_(min=0.0))
             offset += 2 * size
+
+
+def _gone() -> Tensor | None:
+    """A reference to nothing."""
+    return None
 
 
 def _unseen(bucket: Tensor) -> None:

@@ -10,6 +10,7 @@ gradient: ``take``, some ``fetch``, ``fetched``; at the end ``drain``. For a mod
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -149,7 +150,7 @@ class Incoming:
 
     def __init__(self, flat: Tensor, bounds: Sequence[tuple[int, int]]) -> None:
         self._flat, self._bounds = flat, bounds
-        self._newest: Staged | None = None
+        self._newest: deque[Staged] = deque(maxlen=1)
 
     def bring(self, model: Sequence[Tensor], rounds: Sequence[float], then: Callable[[], object]) -> bool:
         """Bring a model near.
@@ -163,13 +164,20 @@ class Incoming:
         Returns:
             Whether it is there already.
         """
-        self._newest = tuple(model), tuple(rounds)
+        self._newest.append((tuple(model), tuple(rounds)))
         return True
 
     @contextmanager
-    def held(self) -> Iterator[Staged]:
-        """The newest of what is near (no bucket, if nothing was brought yet), which stays so within."""
-        yield self._newest or ((), ())
+    def held(self) -> Iterator[None]:
+        """What is near stays so within."""
+        yield
+
+    def newest(self) -> Staged:
+        """Of what was brought, within :meth:`held`; no bucket, if nothing was since this was last asked."""
+        try:
+            return self._newest.popleft()
+        except IndexError:
+            return (), ()
 
     def put(self, buckets: Sequence[int], model: Sequence[Tensor]) -> None:
         """Copy some buckets (ascending) of a model into the flat vector; within :meth:`held`."""
@@ -247,15 +255,18 @@ class ToGpu(Incoming):
                 self._from[bucket] = new[bucket]
 
     @contextmanager
-    def held(self) -> Iterator[Staged]:
+    def held(self) -> Iterator[None]:
         with self._turnstile:
             self._lock.acquire()
         try:
-            if self._error is not None:
-                raise self._error
-            yield tuple(values for values, _ in self._from), tuple(rounds for _, rounds in self._from)
+            yield
         finally:
             self._lock.release()
+
+    def newest(self) -> Staged:
+        if self._error is not None:
+            raise self._error
+        return tuple(values for values, _ in self._from), tuple(rounds for _, rounds in self._from)
 
     def put(self, buckets: Sequence[int], model: Sequence[Tensor]) -> None:
         here = {b for b in buckets if self._from and self._from[b][0] is model[b]}
