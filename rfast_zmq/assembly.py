@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from rfast_zmq.algorithms import Algorithm, NodeConfig, algorithm
+from rfast_zmq.algorithms import ALGORITHMS, Algorithm, NodeConfig, algorithm
 from rfast_zmq.conditions import Faults, Speeds
 from rfast_zmq.errors import UsageError
 from rfast_zmq.results import Result
@@ -61,7 +61,16 @@ class Plan:
         assert settings.optimizer is not None
         check_split(settings.split)
         clips, packs = settings.clip_norm is not None, settings.wire != WIRES[0]
-        algorithm(settings.algorithm, settings.optimizer, clips=clips, packs=packs)
+        kind = algorithm(settings.algorithm, settings.optimizer, clips=clips, packs=packs)
+        kind.check(topology)
+        for flag in ("drop", "duplicate", "reorder"):
+            if getattr(settings, flag) and not kind.bears_loss:
+                raise UsageError(
+                    f"--{flag} {getattr(settings, flag):g}: --algorithm {kind.name} counts on every message, once and"
+                    " in order; leave it out"
+                )
+        if settings.report_batch is None:
+            settings = replace(settings, report_batch=max(1, round(settings.share / kind.reports_a_round)))
         for straggler in settings.straggler:
             if ":" not in straggler:
                 raise UsageError(f"--straggler {straggler}: must be RANK:FACTOR, as 0:5")
@@ -81,7 +90,7 @@ class Plan:
             rank,
             find_device(self.settings.device),
             evaluates=evaluates,
-            turns=len(self.topology.pull_trees),
+            turns=ALGORITHMS[self.settings.algorithm].turns(self.topology),
         )
 
     def node(self, rank: int, worker: Trained, incarnation: int) -> Algorithm:

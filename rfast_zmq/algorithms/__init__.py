@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 
+from rfast_zmq.algorithms.d_psgd import DPsgd
 from rfast_zmq.algorithms.rfast import RFast
 from rfast_zmq.algorithms.rfast_tree import RFastTree
+from rfast_zmq.algorithms.ring_allreduce import RingAllReduce
+from rfast_zmq.algorithms.sgp import Osgp, Sgp
 from rfast_zmq.core.interface import Algorithm, NodeConfig
 from rfast_zmq.errors import UsageError
 
-ALGORITHMS: dict[str, type[RFast] | type[RFastTree]] = {RFastTree.name: RFastTree, RFast.name: RFast}
+OURS: dict[str, type[Algorithm]] = {kind.name: kind for kind in (RFastTree, RFast)}
+RIVALS: dict[str, type[Algorithm]] = {kind.name: kind for kind in (RingAllReduce, DPsgd, Sgp, Osgp)}
+"""What they are compared with."""
+ALGORITHMS = {**OURS, **RIVALS}
 
 
-def algorithm(name: str, optimizer: str, clips: bool = False, packs: bool = False) -> type[RFast] | type[RFastTree]:
+def algorithm(name: str, optimizer: str, clips: bool = False, packs: bool = False) -> type[Algorithm]:
     """The class behind a name.
 
     Args:
@@ -42,4 +48,4 @@ def algorithm(name: str, optimizer: str, clips: bool = False, packs: bool = Fals
     return chosen
 
 
-__all__ = ["ALGORITHMS", "Algorithm", "NodeConfig", "RFast", "RFastTree", "algorithm"]
+__all__ = ["ALGORITHMS", "OURS", "RIVALS", "Algorithm", "NodeConfig", "RFast", "RFastTree", "algorithm"]

@@ -128,7 +128,7 @@ class RFastTree(Skeleton):
         self._broken = False
         """The root's step gave a model that is not finite: it takes no more, and the model of before is kept."""
         self._own_every_s = 0.0
-        self._own_samples = self.config.global_batch
+        self._own_samples = float(self.config.global_batch)
         """In its last gradient."""
         self._gradient_at_s: float | None = None
         if self.is_root:
@@ -191,7 +191,7 @@ class RFastTree(Skeleton):
     def _gradient(self, event: GradientReady) -> list[Action]:
         w, actions = self.config.weight, []
         if event.first == 0:
-            self._own_samples = event.samples
+            self._own_samples = event.samples / event.steps
             if not any(self._listens):
                 self._note_interval(event.now)
         for b, g in enumerate(event.gradient, event.first):

@@ -21,9 +21,9 @@ REPORTS_A_ROUND = 8
 """A node's share of a round, in its steps: what the pages advise."""
 LR = 1e-5
 CALIBRATED_FROM, PRODUCTS = 7, 20
+"""The fastest of so many passes tells how long one takes; with so many products, how long a product."""
 SQUARE = {"cpu": 256, "cuda": 4096}
 """Sides of the matrices of a product: what keeps the device busy for about a millisecond."""
-"""The fastest of so many passes tells how long one takes; with so many products, how long a product."""
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,7 @@ class GradientReady:
             already (in the thread that computed them, whose cache still holds them); None: not yet. True where it comes
             in parts: one that is not finite is told once.
         first: the bucket that ``gradient`` begins with.
+        steps: of so many gradients of the node's it is the mean.
     """
 
     now: float
@@ -109,6 +110,7 @@ class GradientReady:
     seconds: float
     finite: bool | None = None
     first: int = 0
+    steps: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,6 +103,7 @@ class Status:
         stopping: the run is closing.
         stale: messages dropped because their stamp was not newer.
         accepted: messages taken in.
+        waited_s: seconds in which the node had nothing to compute, because its algorithm waits for others.
     """
 
     rounds: float = 0.0
@@ -119,6 +120,7 @@ class Status:
     stopping: bool = False
     stale: int = 0
     accepted: int = 0
+    waited_s: float = 0.0
 
 
 class Algorithm(ABC):
@@ -132,12 +134,35 @@ class Algorithm(ABC):
     """Whether it can honour ``--clip-norm``."""
     packs: ClassVar[bool] = False
     """Whether it can honour ``--wire``."""
+    bears_loss: ClassVar[bool] = True
+    """Whether it goes on where messages are lost, late or repeated; else injected faults are refused."""
+    reports_a_round: ClassVar[int] = 8
+    """Gradients that a node computes in a round, where the user does not say how many samples one is of."""
+    judged_by_mean: ClassVar[bool] = False
+    """Whether what counts is the mean of the nodes' models, not the root's."""
+
+    @abstractmethod
+    def __init__(self, config: NodeConfig) -> None: ...
 
     config: NodeConfig
     out_edges: tuple[Edge, ...]
     """Edges this node sends along (each is one link, one slot)."""
     in_edges: tuple[Edge, ...]
     """Edges that end here; a message on any other is refused by the codec."""
+
+    @classmethod
+    def check(cls, topology: Topology) -> None:
+        """Can it run on this topology?
+
+        Raises:
+            UsageError: no.
+        """
+        return
+
+    @classmethod
+    def turns(cls, topology: Topology) -> int:
+        """The number of buckets has to be a multiple of this."""
+        return len(topology.pull_trees)
 
     def buckets_along(self, edge: Edge) -> tuple[int, ...]:
         """The buckets that travel along an out-edge, ascending; at least one."""

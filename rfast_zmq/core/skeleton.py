@@ -247,10 +247,10 @@ class Skeleton(Algorithm):
             return [*self._in_trouble(), Ready()]
         if event.first + len(event.gradient) < self.buckets:
             return self._gradient(event)
-        self._gradients += 1
+        self._gradients += event.steps
         if event.seconds > 0:
             pace = event.samples / event.seconds
-            self._pace = pace if self._gradients == 1 else self._pace + 0.1 * (pace - self._pace)
+            self._pace = pace if not self._pace else self._pace + 0.1 * (pace - self._pace)
         weight = self.config.weight
         self._own = Count(
             samples=self._own.samples + event.samples,

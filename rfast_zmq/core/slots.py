@@ -23,8 +23,8 @@ not even listen: what came is read when it is awake anyway."""
 class Slot:
     """Dirty buckets of one edge, the longest-unsent first.
 
-    What is asked of it at every message does not grow with the number of buckets: they lie in heaps, those that are to
-    be said equally many paces after they last were in one.
+    What is asked of it at every message does not look at every bucket: they lie in heaps, those that are to be said
+    equally many paces after they last were in one (mostly there are two or three; in phase there may be many).
 
     Args:
         buckets: those that travel along the edge.

@@ -19,8 +19,9 @@ def keep_freed_memory() -> bool:
 
     Every message and every relayed model is a fresh buffer of up to 1 MB. glibc would map and unmap each, and the page
     faults cost more than the arithmetic. What is kept is bounded by what was in use at once, by all threads together:
-    there is one arena, since what ZeroMQ's thread allocates another frees, and what is freed in one arena serves no
-    other. Does nothing where the C library is not glibc.
+    from here on there is one arena for all threads, since what ZeroMQ's thread allocates another frees, and what is
+    freed in one arena serves no other (those that other threads of a user's process have already stay). Does nothing
+    where the C library is not glibc.
 
     Returns:
         Whether it took effect.

@@ -298,12 +298,12 @@ class Exchange:
     async def _receiving(self, inlet: Inlet) -> None:
         while True:
             await inlet.readable()
-            self._drain(inlet)
+            self._drain(inlet, self._turns)
             await asyncio.sleep(0)  # a flood on one socket must not starve the loop
 
-    def _drain(self, inlet: Inlet) -> None:
-        """Take in what has come."""
-        for _ in range(self._turns):
+    def _drain(self, inlet: Inlet, most: int = TURNS) -> None:
+        """Take in what has come, so many messages at most (those of a socket that may be left waiting are few)."""
+        for _ in range(most):
             if (frames := inlet.take()) is None:
                 return
             try:

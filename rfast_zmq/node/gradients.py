@@ -42,6 +42,7 @@ class Gradient:
         samples: how many.
         finite: whether all of it is.
         seconds: it took; where speeds are emulated, what it was to take.
+        steps: of so many it is the mean; all the numbers above are of all of them.
     """
 
     rounds: tuple[float, ...]
@@ -50,6 +51,7 @@ class Gradient:
     samples: int
     finite: bool
     seconds: float
+    steps: int = 1
 
 
 class Gradients:
@@ -166,23 +168,25 @@ class Gradients:
 
     def _work(self) -> None:
         """Until nothing is on offer."""
-        following = self._take()
-        while following is not None:
+        another = self._take()
+        while another:
             found: Gradient | BaseException
             try:
                 found = self._gradient()
-                following = self._take()
+                another = self._take()
             except BaseException as error:
-                found, following = error, None
+                found, another = error, False
             with contextlib.suppress(RuntimeError):  # the loop is closed: the run is over
-                self._soon(partial(self._settle, found, following is not None))
+                self._soon(partial(self._settle, found, another))
             del found  # not this thread's any more while it computes the next
 
-    def _take(self) -> RunGradient | None:
+    def _take(self) -> bool:
+        """Is there another model? It is taken up from where it was brought to."""
         try:
-            return self._offered.popleft()
+            self._offered.popleft()
         except IndexError:
-            return None
+            return False
+        return True
 
     def _settle(self, found: Gradient | BaseException, busy: bool) -> None:
         """On the loop."""

@@ -295,7 +295,15 @@ class Node:
             if first:
                 await asyncio.sleep(0)
             told = GradientReady(
-                self._now(), parts.pop(), found.samples, found.loss, found.rounds, found.seconds, found.finite, first
+                now=self._now(),
+                gradient=parts.pop(),
+                samples=found.samples,
+                loss=found.loss,
+                rounds=found.rounds,
+                seconds=found.seconds,
+                finite=found.finite,
+                first=first,
+                steps=found.steps,
             )
             self._tell(told)
             first += 1

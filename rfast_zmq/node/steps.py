@@ -39,6 +39,7 @@ class Steps:
         self._offered: RunGradient | None = None
         self._expected = 0
         """Gradients there is room for, that are on their way."""
+        self._left_off = False
         self._done: deque[Gradient] = deque()
         self._recent_s: deque[float] = deque(maxlen=RECENT)
         self._taken: tuple[float, ...] | None = None
@@ -72,6 +73,8 @@ class Steps:
     def offer(self, model: RunGradient) -> None:
         """A model for the gradient after the present one."""
         self.busy = True
+        if self._left_off:
+            return
         if self._bring is None or self._bring(model.model, model.rounds, partial(self._near, model)):
             self._near(model)
 
@@ -86,7 +89,7 @@ class Steps:
         while self._done:
             with self._changed:
                 found = self._done.popleft()
-            self._recent_s.append(found.seconds)
+            self._recent_s.append(found.seconds / found.steps)
             yield found
 
     def halt(self) -> None:
@@ -122,6 +125,15 @@ class Steps:
             self._done.append(gradient)
         with contextlib.suppress(RuntimeError):  # the node's loop is closed: the run is over
             self._soon(self._tell)
+
+    def none(self) -> None:
+        """The one that was expected does not come."""
+        with self._changed:
+            self._expected = max(0, self._expected - 1)
+
+    def leave_off(self) -> None:
+        """The loop computes no more: no model is brought near."""
+        self._left_off = True
 
     def _tell(self) -> None:
         """On the node's loop, which looks for a newer model now, though the user's loop may have gone on meanwhile."""

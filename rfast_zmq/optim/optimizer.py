@@ -15,10 +15,10 @@ root waits for its first model, before its first gradient; the root, for its own
 where that is at most a sixteenth of a round, and others listen). A loop that is ahead of its own node's thread does not
 wait for it: its gradients are added up until that has room, see :mod:`rfast_zmq.task.outgoing`.
 
-What a step costs beside the bare loop, in passes over the vector of all parameters: the gradient is read and written
-once (out of ``p.grad``, which stays the user's), and looked at for NaN in the cache; those buckets of the model that
-have changed since the last step are read and written once. Nothing of that size is allocated: see
-:mod:`rfast_zmq.task.pool`.
+What a step costs beside the bare loop, where its node has room, in passes over the vector of all parameters: the
+gradient is read and written once (out of ``p.grad``, which stays the user's), and looked at for NaN in the cache; those
+buckets of the model that have changed since the last step are read and written once. Nothing of that size is allocated:
+see :mod:`rfast_zmq.task.pool`.
 """
 
 from __future__ import annotations
@@ -59,10 +59,9 @@ T = TypeVar("T")
 
 
 class _Held(NamedTuple):
-    """A step whose gradient was not handed on yet: at which model, the loss, and how long it took."""
+    """A step whose gradient was not handed on yet: at which model, and how long it took."""
 
     rounds: tuple[float, ...]
-    loss: Tensor | None
     seconds: float
 
 
@@ -253,20 +252,29 @@ class RFast(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 found = closure()
-            loss = cast(Any, found) if loss is None else loss
+        said = _number(loss) if loss is not None else _number(found)
+        if loss is not None and said is None:
+            raise UsageError(f"step(loss={loss!r}): must be one number, the mean loss of the batch")
         if self.over:
             self._check()
             return found
-        self._model.flat.hold()
-        said = None if loss is None else torch.as_tensor(loss).detach()
-        self._held.append(_Held(self._versions, said, time.perf_counter() - self._began_s))
+        self._model.flat.hold(said)
+        self._held.append(_Held(self._versions, time.perf_counter() - self._began_s))
         waits = self._algorithm.gradient_makes_model
         if self._steps.room(anyhow=waits):
-            held, self._held = self._held, []
-            self._model.flat.hand_on(partial(self._give, held))
+            self._hand_on()
         self._take(wait=waits)
         self._check()
         return found
+
+    def _hand_on(self) -> None:
+        """The mean of what is held, for which there is room."""
+        held, self._held = self._held, []
+        try:
+            self._model.flat.hand_on(partial(self._give, held), self._failed)
+        except BaseException:
+            self._steps.none()
+            raise
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, as ``torch.optim.Optimizer.zero_grad`` does.
@@ -399,6 +407,10 @@ class RFast(torch.optim.Optimizer):
         if self._node is None:
             return
         node = self._node.node
+        if how is None and self._held and not self.over:  # what there was no room for
+            self._steps.room(anyhow=True)
+            self._hand_on()
+        self._steps.leave_off()
         if how is not None:
             self._node.ask(lambda: how(node))
         try:
@@ -470,13 +482,19 @@ class RFast(torch.optim.Optimizer):
         assert self._node is not None
         return cast(RFastTree, self._node.node.algorithm)
 
-    def _give(self, held: list[_Held], gradient: tuple[Tensor, ...], finite: bool) -> None:
+    def _give(self, held: list[_Held], gradient: tuple[Tensor, ...], finite: bool, loss: float | None) -> None:
         """Perhaps in another thread: the mean of some gradients is there."""
         rounds = tuple(fmean(of_bucket) for of_bucket in zip(*(step.rounds for step in held), strict=True))
-        losses = [float(step.loss) for step in held if step.loss is not None]
-        loss, took_s = fmean(losses) if losses else None, sum(step.seconds for step in held)
+        samples, took_s = self._batch * len(held), sum(step.seconds for step in held)
         good = finite and isfinite(loss or 0.0)
-        self._steps.give(Gradient(rounds, gradient, loss, self._batch * len(held), good, took_s))
+        self._steps.give(Gradient(rounds, gradient, loss, samples, good, took_s, len(held)))
+
+    def _failed(self, error: Exception) -> None:
+        """In another thread: it is not there; :meth:`step` raises why."""
+        self._steps.none()
+        if self._node is not None:
+            self._node.fault(error)
+        self._steps.halt()
 
     def _take(self, wait: bool) -> None:
         if self._steps.take(wait) is not None:
@@ -489,6 +507,13 @@ class RFast(torch.optim.Optimizer):
     def _check(self) -> None:
         if self._node is not None:
             self._node.check()
+
+
+def _number(value: object) -> Tensor | None:
+    """A number as a tensor of one element; None where it is none."""
+    if isinstance(value, Tensor):
+        return value.detach() if value.numel() == 1 and not value.is_complex() else None
+    return torch.tensor(float(value)) if isinstance(value, int | float) else None
 
 
 def _holding(parameters: Iterable[Tensor]) -> nn.Module:

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from rfast_zmq.errors import UsageError
 from rfast_zmq.settings import BUCKET_BYTES
 from rfast_zmq.task.gather import Gather
-from rfast_zmq.task.outgoing import FromGpu, Outgoing, Then
+from rfast_zmq.task.outgoing import Failed, FromGpu, Outgoing, Then
 from rfast_zmq.task.staging import Look, incoming, stager
 
 BucketKind = Literal["parameters", "averages"]
@@ -390,10 +390,10 @@ class FlatModel:
 
     def take_up(self) -> tuple[float, ...]:
         """Put into the parameters the newest of what was brought and is there. Its rounds, per bucket."""
-        with self._incoming.held():
+        with self._incoming.held(), torch.no_grad():
             model, rounds = self._incoming.newest()
             if model:
-                self.load(model)
+                self._put(model, averages=False)
                 self._rounds = rounds
         return self._rounds
 
@@ -444,8 +444,12 @@ class FlatModel:
         self._gather.begin(look)
         return self._end(look)
 
-    def hold(self) -> None:
-        """What is in ``p.grad`` now, which stays, counts beside what is held."""
+    def hold(self, loss: Tensor | None = None) -> None:
+        """What is in ``p.grad`` now, which stays, counts beside what is held.
+
+        Args:
+            loss: of one element; None: it is not known.
+        """
         if self._outgoing is None:
             bounds = [(b.start, b.stop) for b in self.layout.buckets]
             parameters = [p for _, p in self._ordered]
@@ -454,16 +458,17 @@ class FlatModel:
                 if self._flat.device.type == "cuda"
                 else Outgoing(self.collect, sum(b.kind == "parameters" for b in self.layout.buckets))
             )
-        self._outgoing.hold()
+        self._outgoing.hold(loss)
 
-    def hand_on(self, then: Then) -> None:
+    def hand_on(self, then: Then, failed: Failed) -> None:
         """The mean of the gradients that are held, as :meth:`gradient` gives them; then none is.
 
         Args:
-            then: told it, and whether it is finite: once, perhaps later and from another thread.
+            then: told it, whether it is finite, and the mean loss: once, perhaps later and from another thread.
+            failed: told in its place what went wrong in that thread.
         """
         assert self._outgoing is not None
-        self._outgoing.hand_on(then)
+        self._outgoing.hand_on(then, failed)
 
     def _end(self, look: Look) -> tuple[Tensor, ...]:
         with torch.no_grad():

@@ -8,21 +8,27 @@ the mean of it goes on when there is room. The algorithm takes a mean over two b
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
+from math import isfinite
+from statistics import fmean
 
 import torch
 from torch import Tensor, nn
 
-from rfast_zmq.task.finite import Finite
+from rfast_zmq.task.aside import Aside
+from rfast_zmq.task.finite import Finite, is_finite
 from rfast_zmq.task.pool import Pool
 from rfast_zmq.task.staging import READY_MODELS, Look
 
-Then = Callable[[tuple[Tensor, ...], bool], object]
-"""Told the buckets of a gradient, not to be written to any more, and whether all of it is finite."""
+Then = Callable[[tuple[Tensor, ...], bool, float | None], object]
+"""Told the buckets of a gradient, not to be written to any more, whether all of it is finite, and the mean loss (None:
+not known)."""
+Failed = Callable[[Exception], object]
+"""Told what kept the gradient from being told."""
 
 
 class Outgoing:
-    """On the CPU.
+    """On the CPU. A step that is held beside others costs two passes more over the gradient, and a second one's memory.
 
     Args:
         collect: copies what is in ``p.grad`` now, and the contributions to the averages, into fresh buckets.
@@ -32,12 +38,19 @@ class Outgoing:
     def __init__(self, collect: Callable[[Look], tuple[Tensor, ...]], parameters: int) -> None:
         self._collect, self._parameters = collect, parameters
         self._held: tuple[Tensor, ...] = ()
+        self._losses: list[float] = []
         self._finite = Finite()
         self._count = 0
 
-    def hold(self) -> None:
-        """What is in ``p.grad`` now counts, beside what is held."""
+    def hold(self, loss: Tensor | None) -> None:
+        """What is in ``p.grad`` now counts, beside what is held.
+
+        Args:
+            loss: of one element, or None.
+        """
         added = self._collect(self._finite.look)
+        if loss is not None:
+            self._losses.append(float(loss))
         if self._count:
             for sum_, more in zip(self._held[: self._parameters], added, strict=False):
                 sum_.add_(more)
@@ -45,18 +58,19 @@ class Outgoing:
         self._held = added
         self._count += 1
 
-    def hand_on(self, then: Then) -> None:
+    def hand_on(self, then: Then, failed: Failed) -> None:
         """The mean of what is held; then nothing is.
 
         Args:
             then: called once, perhaps later, from another thread.
+            failed: called in its place, from another thread.
         """
         if self._count > 1:
             for sum_ in self._held[: self._parameters]:
                 sum_.div_(self._count)
-        held, finite = self._held, self._finite.yes
-        self._held, self._finite, self._count = (), Finite(), 0
-        then(held, finite)
+        held, finite, loss = self._held, self._finite.yes, fmean(self._losses) if self._losses else None
+        self._held, self._losses, self._finite, self._count = (), [], Finite(), 0
+        then(held, finite, loss)
 
 
 class FromGpu(Outgoing):
@@ -78,21 +92,23 @@ class FromGpu(Outgoing):
         bounds: Sequence[tuple[int, int]],
     ) -> None:
         self._of, self._flat, self._contribute, self._bounds = parameters, flat, contribute, bounds
-        self._length = sum(p.numel() for p in parameters)
+        ends = list(accumulate((p.numel() for p in parameters), initial=0))
+        self._length = ends[-1]
         self._sum = torch.zeros_like(flat)
-        begins = [sum(p.numel() for p in parameters[:i]) for i in range(len(parameters))]
-        self._views = [self._sum[b : b + p.numel()].view(p.shape) for b, p in zip(begins, parameters, strict=True)]
+        self._views = [self._sum[b : b + p.numel()].view(p.shape) for b, p in zip(ends, parameters, strict=False)]
         self._out = torch.cuda.Stream(flat.device)  # type: ignore[no-untyped-call]
         self._pool = Pool(len(flat), READY_MODELS, pinned=True)
-        self._thread = ThreadPoolExecutor(1, "gradients")
+        self._aside = Aside("gradients")
         self._left: torch.cuda.Event | None = None
         """The sum was copied."""
         self._before: torch.cuda.Event | None = None
         """The step before the present one was computed."""
+        self._lost: list[Tensor] = []
+        """Copies of the losses, on the device."""
         self._count = 0
 
     @torch.no_grad()
-    def hold(self) -> None:
+    def hold(self, loss: Tensor | None) -> None:
         stream = torch.cuda.current_stream(self._flat.device)
         if not self._count:
             if self._left is not None:
@@ -102,6 +118,8 @@ class FromGpu(Outgoing):
         if known:
             dense = [g if g.layout is torch.strided else g.to_dense() for _, g in known]
             torch._foreach_add_([view for view, _ in known], dense)
+        if loss is not None:  # the user's own may be written to before it is read
+            self._lost.append(loss.detach().to(self._flat.device, torch.float32, copy=True).reshape(()))
         self._count += 1
         computed = stream.record_event(torch.cuda.Event(blocking=True))  # type: ignore[no-untyped-call]
         if self._before is not None:
@@ -109,23 +127,29 @@ class FromGpu(Outgoing):
         self._before = computed
 
     @torch.no_grad()
-    def hand_on(self, then: Then) -> None:
+    def hand_on(self, then: Then, failed: Failed) -> None:
         if self._count > 1:
             self._sum[: self._length].div_(self._count)
         self._count = 0
         self._contribute()
         self._sum[self._length :] = self._flat[self._length :]
+        lost, self._lost = self._lost, []
+        loss = torch.stack(lost).mean() if lost else None
         vector = self._pool.take(len(self._flat))
         self._out.wait_stream(torch.cuda.current_stream(self._flat.device))
         with torch.cuda.stream(self._out):
             vector.copy_(self._sum, non_blocking=True)
-            finite = self._sum.isfinite().all()
-        self._left = self._out.record_event(torch.cuda.Event(blocking=True))  # type: ignore[no-untyped-call]
-        self._thread.submit(self._there, self._left, vector, finite, then)
+            total = self._sum.sum()
+        left = self._left = self._out.record_event(torch.cuda.Event(blocking=True))  # type: ignore[no-untyped-call]
 
-    def _there(self, left: torch.cuda.Event, vector: Tensor, finite: Tensor, then: Then) -> None:
-        """In the thread."""
-        left.synchronize()
-        with torch.cuda.stream(self._out):
-            all_finite = bool(finite)
-        then(tuple(vector[start:stop] for start, stop in self._bounds), all_finite)
+        def there() -> None:
+            try:
+                left.synchronize()
+                with torch.cuda.stream(self._out):  # what is read here waits for nothing else
+                    said, sum_ = None if loss is None else float(loss), float(total)
+                buckets = tuple(vector[start:stop] for start, stop in self._bounds)
+                then(buckets, isfinite(sum_) or all(is_finite(bucket) for bucket in buckets), said)
+            except Exception as error:
+                failed(error)
+
+        self._aside.do(there)

@@ -3,8 +3,8 @@
 On a CPU that is a copy. From a GPU it is a copy on a stream of its own into page-locked memory, so that what is known
 of a gradient leaves while the rest is still being computed; and a model that is on offer is brought to the device by a
 thread beside, so that whoever computes finds it there. Both are used in the same order, by the same code. For a
-gradient: ``take``, some ``fetch``, ``fetched``; at the end ``drain``. For a model: ``bring``; then, to take it up, what
-``held`` gives, each bucket from its ``place``.
+gradient: ``take``, some ``fetch``, ``fetched``; at the end ``drain``. For a model: ``bring``; to take it up, within
+``held``, the ``newest``, which is ``put`` into the flat vector.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from rfast_zmq.task.aside import Aside
 from rfast_zmq.task.pool import Pool
 
 Look = Callable[[Tensor], object]
@@ -205,22 +205,21 @@ class ToGpu(Incoming):
         self._reading: torch.cuda.Event | None = None
         self._lock, self._turnstile = threading.RLock(), threading.Lock()
         """Whoever takes up a model waits for the copy of one bucket, not until the thread runs out of them."""
-        self._offers: list[tuple[Staged, Callable[[], object]]] = []
-        self._thread = ThreadPoolExecutor(1, "models")
+        self._offers: deque[tuple[Staged, Callable[[], object]]] = deque(maxlen=1)
+        self._aside = Aside("models")
         self._error: Exception | None = None
 
     def bring(self, model: Sequence[Tensor], rounds: Sequence[float], then: Callable[[], object]) -> bool:
-        with self._lock:
-            self._offers[:] = [((tuple(model), tuple(rounds)), then)]  # of several the newest
-        self._thread.submit(self._copy)
+        self._offers.append(((tuple(model), tuple(rounds)), then))  # of several the newest
+        self._aside.do(self._copy)
         return False
 
     def _copy(self) -> None:
         """In the thread."""
-        with self._lock:
-            if not self._offers:
-                return
+        try:
             (model, rounds), then = self._offers.pop()
+        except IndexError:
+            return
         try:
             self._copy_all(model, rounds)
         except Exception as error:  # such as no memory left on the device: for whoever wants the model
@@ -230,8 +229,8 @@ class ToGpu(Incoming):
     def _copy_all(self, model: tuple[Tensor, ...], rounds: tuple[float, ...]) -> None:
         near = self._near
         if near is None:
-            near = torch.empty_like(self._flat)
-            with self._lock:
+            with self._lock, torch.cuda.stream(self._stream):  # its memory is that stream's
+                near = torch.empty_like(self._flat)
                 self._near, self._from = near, [(NOTHING, 0.0)] * len(model)
         new = tuple(zip(model, rounds, strict=True))
         with self._lock:
@@ -245,14 +244,23 @@ class ToGpu(Incoming):
                 before if b in here else now for b, (before, now) in enumerate(zip(self._from, new, strict=True))
             ]
         for bucket in changed:
-            with self._turnstile:
+            while not self._copy_one(near, bucket, model[bucket], new[bucket]):
                 pass
-            with self._lock, torch.cuda.stream(self._stream):
-                if self._reading is not None:
-                    self._stream.wait_event(self._reading)
-                start, stop = self._bounds[bucket]
-                near[start:stop].copy_(model[bucket])  # from memory that is not page-locked: done when this returns
-                self._from[bucket] = new[bucket]
+
+    def _copy_one(self, near: Tensor, bucket: int, values: Tensor, now: tuple[Tensor, float]) -> bool:
+        """Unless somebody has just taken up a model."""
+        reading = self._reading
+        if reading is not None:
+            reading.synchronize()  # it may stand behind a step that is still computed: nobody else waits for that
+        with self._turnstile:
+            pass
+        with self._lock, torch.cuda.stream(self._stream):
+            if self._reading is not reading:
+                return False
+            start, stop = self._bounds[bucket]
+            near[start:stop].copy_(values)  # from memory that is not page-locked: done when this returns
+            self._from[bucket] = now
+            return True
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -275,7 +283,10 @@ class ToGpu(Incoming):
             start, stop = self._bounds[first][0], self._bounds[last][1]
             assert self._near is not None
             self._flat[start:stop].copy_(self._near[start:stop])
-        self._reading = torch.cuda.current_stream(self._flat.device).record_event()
+        if not here:
+            return
+        stream = torch.cuda.current_stream(self._flat.device)
+        self._reading = stream.record_event(torch.cuda.Event(blocking=True))  # type: ignore[no-untyped-call]
 
 
 def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:

@@ -368,6 +368,8 @@ def message_on(
     zeros: dict[str, Number] = {name: kind() for name, kind in algorithm.numbers(edge.graph).items()}
     if edge.graph == "A":
         zeros |= {"slowest_rank": -1, "trouble": -1}
+    if "seq" in zeros:
+        zeros["seq"] = 1
     assert numbers.keys() <= zeros.keys()
     return Message(edge, bucket, Stamp(*stamp), payload, {**zeros, **numbers})
 

@@ -28,6 +28,8 @@ def test_there_is_room_for_a_gradient_when_the_node_has_taken_the_last() -> None
     steps.give(gradient(1))
     assert [g.rounds[0] for g in steps.done()] == [0, 1]
     assert steps.room()
+    steps.none()  # that one went wrong
+    assert steps.room()
     steps.halt()
     steps.give(gradient(2))
     assert [*steps.done()] == []
@@ -51,3 +53,14 @@ def test_a_model_is_taken_when_it_is_near() -> None:
     steps.offer(models[2])
     assert steps.take(wait=True) is models[2]
     assert steps.take(wait=False) is None
+
+
+def test_of_a_loop_that_has_left_off_no_model_is_brought_near() -> None:
+    brought: list[object] = []
+    steps = Steps(lambda model, rounds, then: bool(brought.append(model)) or True)
+    model = RunGradient((torch.tensor([1.0]),), (1.0,))
+    steps.offer(model)
+    steps.leave_off()
+    steps.offer(model)
+    assert len(brought) == 1
+    assert steps.busy

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,84 @@ def test_uneven_loops_on_uneven_data_find_the_mean_of_the_optima(file: Any, wire
     torch.testing.assert_close(models[0].at.detach(), MEAN, rtol=0, atol=0.05)
     for model in models[1:]:
         torch.testing.assert_close(model.at.detach(), MEAN, rtol=0, atol=0.3)
+
+
+@pytest.mark.parametrize("room", [(False, False, True), (False,)], ids=["now and then", "never"])
+def test_a_loop_ahead_of_its_node_goes_on_and_every_sample_counts(file: Any, room: tuple[bool, ...]) -> None:
+    """What there is no room for is added up; at the latest the end of the loop hands it on."""
+    topology, seen, steps = file("line", 2), [], 7
+    settings: Any = {"topology": topology, "batch": 2, "global_batch": 64}
+    done = threading.Event()
+
+    def root() -> None:
+        model = Point()
+        with optim.SGD(model, lr=1e-9, rank=0, **settings) as opt:
+            opt.start()
+            assert done.wait(SOON_S)
+            end_s = time.monotonic() + SOON_S
+            while opt.status().samples < 2 * steps:
+                assert time.monotonic() < end_s
+                time.sleep(0.01)
+            assert opt.status().samples == 2 * steps
+            assert opt.status().loss == pytest.approx(sum(losses[-held:]) / held)
+
+    losses = [float(k) for k in range(steps)]
+    held = steps % len(room) if len(room) > 1 else steps
+
+    def other() -> None:
+        model = Point()
+        with optim.SGD(model, lr=1e-9, rank=1, **settings) as opt:
+            opt.start()
+            turns, ask = cycle(room), opt._steps.room
+            opt._steps.room = lambda anyhow=False: (anyhow or next(turns)) and ask(anyhow=True)  # type: ignore[method-assign]
+            give = opt._steps.give
+            opt._steps.give = lambda gradient: (seen.append(gradient), give(gradient))[1]  # type: ignore[method-assign]
+            for k in range(steps):
+                opt.zero_grad()
+                (model.at * float(k)).sum().backward()
+                opt.step(loss=torch.tensor(losses[k]))
+            done.set()
+        assert opt.status().gradients == steps
+
+    together([root, other])
+    sizes = [3, 3, 1] if len(room) > 1 else [7]
+    assert [gradient.steps for gradient in seen] == sizes
+    assert [gradient.samples for gradient in seen] == [2 * size for size in sizes]
+    first = 0
+    for gradient, size in zip(seen, sizes, strict=True):
+        mean = sum(range(first, first + size)) / size
+        assert gradient.gradient[0].tolist() == pytest.approx([mean, mean])
+        assert gradient.loss == pytest.approx(mean)
+        first += size
+
+
+def test_what_goes_wrong_on_the_way_is_raised_by_the_next_step(file: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Point()
+    opt = optim.SGD(model, lr=0.1, batch=1)
+    opt.start()
+    monkeypatch.setattr(opt._model.flat, "hand_on", lambda then, failed: failed(RuntimeError("no memory left")))
+    opt.zero_grad()
+    model(TARGETS[0]).backward()
+    with pytest.raises(RuntimeError, match="no memory left"):
+        opt.step()
+    opt.close()
+
+
+@pytest.mark.parametrize("loss", [torch.ones(3), "low", (1.0, 2.0)])
+def test_a_loss_that_is_no_number(loss: Any) -> None:
+    """Given as the loss it is a mistake; what a closure gives is its own affair."""
+    model = Point()
+    with optim.SGD(model, lr=0.1, batch=1) as opt:
+
+        def closure() -> Any:
+            opt.zero_grad()
+            model(TARGETS[0]).backward()
+            return loss
+
+        with pytest.raises(UsageError, match=r"step\(loss=.*must be one number"):
+            opt.step(loss=loss)
+        assert opt.step(closure) is loss
+        assert opt.status().gradients == 1
 
 
 def test_weights_weigh_and_lr_is_the_roots(file: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -17,6 +18,10 @@ from tests.task.test_staging import Log, inside, log  # noqa: F401
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 STEPS = st.lists(st.tuples(st.floats(-9, 9), st.booleans(), st.booleans()), min_size=1, max_size=12)
+
+
+def raised(error: Exception) -> None:
+    raise error
 
 
 def module() -> nn.Sequential:
@@ -43,26 +48,31 @@ def test_what_is_handed_on_is_the_mean_of_what_was_held_since(device: str, steps
     net = module().to(device)
     flat, x = FlatModel(net, bucket_bytes=24), torch.arange(15.0).view(5, 3).to(device)
     held: list[Tensor] = []
+    losses: list[float] = []
     expected, handed = [], []
     for factor, whole, room in [*steps, (1.0, True, True)]:
         net.zero_grad()
         (factor * (net if whole else net[:2])(x).square().mean()).backward()
         gradients = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
         held.append(flatten(flat, gradients))
-        flat.hold()
+        loss = torch.tensor(factor, device=device if whole else "cpu")
+        flat.hold(loss if whole else None)
+        losses += [factor] * whole
+        loss.fill_(float("nan"))
         for p in net.parameters():
             if p.grad is not None:
                 p.grad.fill_(float("nan"))  # it is the user's again
         if room:
             averages = (net[1].running_mean.cpu().clone(), net[1].running_var.cpu().clone())
-            expected.append((torch.stack(held).mean(0), *averages))
-            held = []
-            flat.hand_on(lambda buckets, finite: handed.append((buckets, finite)))
+            expected.append((torch.stack(held).mean(0), *averages, fmean(losses) if losses else None))
+            held, losses = [], []
+            flat.hand_on(lambda buckets, finite, loss: handed.append((buckets, finite, loss)), raised)
     if device == "cuda":
-        flat._outgoing._thread.submit(lambda: None).result()  # type: ignore[union-attr]
+        flat._outgoing._aside.settle()  # type: ignore[union-attr]
     count = flat.layout.parameters
-    for (buckets, finite), (gradient, mean, var) in zip(handed, expected, strict=True):
+    for (buckets, finite, loss), (gradient, mean, var, mean_loss) in zip(handed, expected, strict=True):
         assert finite
+        assert loss == (None if mean_loss is None else pytest.approx(mean_loss, rel=1e-5))
         assert tuple(len(b) for b in buckets) == flat.layout.sizes
         joined = torch.cat(buckets)
         torch.testing.assert_close(joined[:count], gradient, rtol=1e-5, atol=1e-5)
@@ -79,9 +89,9 @@ def test_one_step_that_is_not_finite_makes_what_it_is_held_with_not_finite_and_n
         (factor * net(x).mean()).backward()
         flat.hold()
         if k:
-            flat.hand_on(lambda buckets, finite: handed.append(finite))
+            flat.hand_on(lambda buckets, finite, loss: handed.append(finite), raised)
     if device == "cuda":
-        flat._outgoing._thread.submit(lambda: None).result()  # type: ignore[union-attr]
+        flat._outgoing._aside.settle()  # type: ignore[union-attr]
     assert handed == [False, True, True]
 
 
@@ -101,22 +111,38 @@ def test_on_a_gpu_the_sum_is_read_when_it_is_made_and_written_again_when_it_was_
         net.zero_grad()
         net(torch.ones(4, 3)).sum().backward()
         log.clear()
-        flat.hold()
-        return list(log)
+        flat.hold(torch.tensor(3.0))
+        return [entry for entry in log if entry[:2] != ("compute", "copies")]  # but for the loss
 
     assert step() == [("compute", "adds")]
     second = step()
     assert second == [("compute", "adds"), ("host", "waits for", "compute")]  # of the step before
     log.clear()
-    flat.hand_on(lambda buckets, finite: handed.append((buckets, finite)))
-    flat._outgoing._thread.submit(lambda: None).result()
+    flat.hand_on(lambda buckets, finite, loss: handed.append((buckets, finite, loss)), raised)
+    flat._outgoing._aside.settle()
     copies = next(k for k, entry in enumerate(log) if entry[:2] == ("out", "copies"))
     assert log[copies - 1] == ("out", "waits for", "compute")
     assert log[-1] == ("host", "waits for", "out")
-    ((buckets, finite),) = handed
+    ((buckets, finite, loss),) = handed
     assert finite
+    assert loss == 3.0
     assert all(inside(log[copies][3], b) or b.data_ptr() > log[copies][3] for b in buckets)
     assert torch.equal(flat.layout.join(buckets), flatten(flat, {"weight": net.weight.grad, "bias": net.bias.grad}))
     third = step()
     assert third[0][:3] == ("compute", "waits for", "out")
     assert third[1] == ("compute", "adds")
+
+
+def test_what_goes_wrong_in_the_thread_is_told(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    monkeypatch.setattr("rfast_zmq.task.outgoing.Pool", lambda length, most, pinned: Pool(length, most))
+    net, failed = nn.Linear(3, 2), []
+    flat = FlatModel(net)
+    outgoing = FromGpu([net.weight, net.bias], flat._flat, flat._contribute, [(0, 8)])
+
+    def full(buckets: object, finite: object, loss: object) -> None:
+        raise torch.OutOfMemoryError("no memory left")
+
+    outgoing.hold(None)
+    outgoing.hand_on(full, failed.append)
+    outgoing._aside.settle()
+    assert [str(error) for error in failed] == ["no memory left"]

@@ -141,7 +141,7 @@ def test_a_model_comes_near_beside_what_computes_and_waits_for_whoever_still_rea
     assert log == [("compute", "copies", near[0], flat._flat.data_ptr(), flat.layout.total)]  # all at once
     after = len(log)
     changed = bring(flat, 2.0)
-    waits = ("in", "waits for", "compute", after)
+    waits = ("host", "waits for", "compute")
     assert log[after:] == [
         entry
         for t, address in zip(changed, near, strict=True)

@@ -1,0 +1,279 @@
+"""What the rivals share: algorithms in which every message counts, once and in order.
+
+R-FAST says its newest and a lost word does not matter. The methods it is compared with were published for links that
+lose nothing, and count on each message. So here each out-edge keeps a queue per bucket, its messages are numbered
+(``seq``), and one that was heard already is no news. What is lost stays lost: a node that waits for it waits for ever,
+which is why faults are refused for such an algorithm (``Algorithm.bears_loss``).
+
+Data travels on edges of A. The edges of W carry the first model down the pull tree, and the end of the run; the census
+goes up the push tree beside the data. A last word up the push tree has, where ``Algorithm.judged_by_mean``, the sum of
+the models below, so that the root ends with the mean over the nodes.
+
+A subclass implements ``_at``, ``_computed`` and ``_came``; the time in which its node has nothing to compute because it
+waits for somebody is counted (``Status.waited_s``).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from rfast_zmq.core.descent import Descent
+from rfast_zmq.core.events import Action, Edge, GradientReady, Graph, Message, Number, Ready, RunGradient, Send
+from rfast_zmq.core.interface import NodeConfig, Status
+from rfast_zmq.core.skeleton import Skeleton
+
+OWN_RULES = ("sgd", "momentum", "nesterov", "adam", "nadam")
+"""What every node can run by itself."""
+
+
+class Ordered(Skeleton):
+    """Common state of a node whose algorithm counts on every message: see the module.
+
+    Args:
+        config: what the node is told.
+        sends_to: ranks that take data from this node.
+        hears_from: ranks that it takes data from.
+    """
+
+    optimizers: ClassVar[tuple[str, ...]] = OWN_RULES
+    bears_loss: ClassVar[bool] = False
+    reports_a_round: ClassVar[int] = 1
+    data_numbers: ClassVar[Mapping[str, type]] = {}
+    """What rides beside the data."""
+
+    def __init__(self, config: NodeConfig, sends_to: Iterable[int], hears_from: Iterable[int]) -> None:
+        rank, pull, push = config.rank, config.topology.pull_tree, config.topology.push_tree
+        below, above = push.children[rank], push.parent[rank]
+        self.sends_to, self.hears_from = tuple(sorted(set(sends_to))), tuple(sorted(set(hears_from)))
+        to = sorted({*self.sends_to, *(() if above is None else (above,))})
+        parent = pull.parent[rank]
+        out = [Edge("W", rank, j) for j in pull.children[rank]] + [Edge("A", rank, j) for j in to]
+        into = [] if parent is None else [Edge("W", parent, rank)]
+        super().__init__(config, out, into + [Edge("A", j, rank) for j in sorted({*self.hears_from, *below})])
+        self._queues: dict[tuple[Edge, int], deque[tuple[Tensor, Mapping[str, Number]]]] = {
+            (edge, b): deque() for edge in self.out_edges for b in range(self.buckets)
+        }
+        self._said = dict.fromkeys(self._queues, 0)
+        self._heard = {(edge, b): 0 for edge in self.in_edges for b in range(self.buckets)}
+        self._x: list[Tensor | None] = [None] * self.buckets
+        self._parts: list[Tensor] = []
+        self._idle_at: float | None = None
+        self._stood_s = 0.0
+        self._t0: float | None = None
+        self._last_words: list[dict[int, tuple[Tensor, int]]] = [{} for _ in range(self.buckets)]
+        if config.initial is not None:
+            self._x = list(config.initial)
+
+    # ------------------------------------------------------------------------------------ for the subclass
+
+    @abstractmethod
+    def _at(self) -> tuple[Tensor, ...] | None:
+        """The model to compute a gradient at, or None while somebody is waited for."""
+
+    @abstractmethod
+    def _computed(self, gradient: tuple[Tensor, ...], event: GradientReady) -> list[Action]:
+        """A whole gradient is ready."""
+
+    @abstractmethod
+    def _came(self, src: int, bucket: int, payload: Tensor, numbers: Mapping[str, Number]) -> list[Action]:
+        """Data came from a node, the next of those that it sent."""
+
+    def _begun(self) -> list[Action]:
+        """The first model is there."""
+        return []
+
+    def _issued(self) -> list[Action]:
+        """A gradient at :meth:`_at` is being computed from now on."""
+        return []
+
+    def _post(self, to: int, bucket: int, payload: Tensor, **numbers: Number) -> list[Action]:
+        """Queue data for a node."""
+        edge = Edge("A", self.rank, to)
+        self._queues[edge, bucket].append((payload, numbers))
+        return [Send(edge, bucket)]
+
+    # ------------------------------------------------------------------------------------ the skeleton's
+
+    @classmethod
+    def numbers(cls, graph: Graph) -> Mapping[str, type]:
+        if graph == "W":
+            return {**super().numbers("W"), "seq": int}
+        return {**super().numbers("A"), "seq": int, "nodes": int, **cls.data_numbers}
+
+    def _ready(self) -> bool:
+        return all(x is not None for x in self._x) and self._at() is not None
+
+    def _started(self, now: float) -> list[Action]:
+        if any(x is None for x in self._x):
+            return []
+        return self._first_model()
+
+    def _first_model(self) -> list[Action]:
+        actions: list[Action] = []
+        for (edge, b), queue in self._queues.items():
+            if edge.graph == "W":
+                x = self._x[b]
+                assert x is not None
+                queue.append((x, {}))
+                actions.append(Send(edge, b))
+        return actions + self._begun() + ([Ready()] if self._ready() else [])
+
+    def _models(self, now: float) -> list[Action]:
+        if not self._ready():
+            if self._idle_at is None and self._gradients:
+                self._idle_at = now
+            return []
+        if self._idle_at is not None:
+            self._stood_s += now - self._idle_at
+            self._idle_at = None
+        if self._t0 is None:
+            self._t0 = now
+        model = self._at()
+        assert model is not None
+        return [RunGradient(model, (self.root_rounds,) * self.buckets), *self._issued()]
+
+    def _gradient(self, event: GradientReady) -> list[Action]:
+        self._parts += event.gradient
+        if event.first + len(event.gradient) < self.buckets:
+            return []
+        gradient, self._parts = tuple(self._parts), []
+        actions = self._computed(gradient, event)
+        self._progress(event.now)
+        if not self._ready():
+            self._idle_at = event.now
+        return actions
+
+    def _progress(self, now: float) -> None:
+        if not self.is_root or not self._closing.running:
+            return
+        self.root_rounds = self.census().samples / self.config.global_batch
+        if self._t0 is not None and self.root_rounds > 0:
+            self.round_s = (now - self._t0) / self.root_rounds
+
+    def _received(self, message: Message, now: float) -> list[Action]:
+        edge, bucket, numbers = message.edge, message.bucket, message.numbers
+        if edge.graph == "A" and (nodes := int(numbers["nodes"])) > 0:  # type: ignore[arg-type]
+            self._last_words[bucket][edge.src] = message.payload, min(nodes, self.config.topology.nodes)
+            return []
+        if int(numbers["seq"]) != self._heard[edge, bucket] + 1 or not self._closing.running:  # type: ignore[arg-type]
+            return []
+        if edge.graph == "W":
+            self._heard[edge, bucket] += 1
+            self._x[bucket] = message.payload
+            return [] if any(x is None for x in self._x) else self._first_model()
+        if edge.src not in self.hears_from:
+            self._progress(now)
+            return []
+        self._heard[edge, bucket] += 1
+        was_ready = self._ready()
+        actions = self._came(edge.src, bucket, message.payload, numbers)
+        self._progress(now)
+        return actions + ([Ready()] if self._ready() and not was_ready else [])
+
+    def _link(self, edge: Edge, bucket: int, now: float) -> list[Action]:
+        actions = super()._link(edge, bucket, now)
+        return [*actions, Send(edge, bucket)] if self._queues[edge, bucket] else actions
+
+    def _payload(self, edge: Edge, bucket: int, now: float) -> tuple[Tensor, dict[str, Number]] | None:
+        slot = edge, bucket
+        if self._queues[slot]:
+            payload, extra = self._queues[slot].popleft()
+            self._said[slot] += 1
+        elif self._x[bucket] is None or (self._closing.running and edge.dst in self.sends_to):
+            return None
+        else:
+            payload, extra = torch.zeros_like(self._x[bucket]), {}  # type: ignore[arg-type]
+        if edge.graph == "W":
+            return payload, {"seq": self._said[slot]}
+        nodes = 0
+        if edge.dst == self.push_tree(bucket).parent[self.rank] and self._final(bucket, now):
+            payload, nodes = self._sum_below(bucket)
+        zeros: dict[str, Number] = {name: kind() for name, kind in self.data_numbers.items()}
+        return payload, {"seq": self._said[slot], "nodes": nodes, **zeros, **extra}
+
+    def _stop(self, now: float) -> None:
+        for queue in self._queues.values():
+            queue.clear()
+        if self._idle_at is not None:
+            self._stood_s += now - self._idle_at
+            self._idle_at = None
+
+    def _sum_below(self, bucket: int) -> tuple[Tensor, int]:
+        """The sum of the models of this node's subtree, as far as they are known, and how many those are."""
+        own = self._own_model(bucket)
+        assert own is not None
+        sum_, nodes = own.clone(), 1
+        for payload, count in self._last_words[bucket].values():
+            sum_.add_(payload)
+            nodes += count
+        return sum_, nodes
+
+    def _own_model(self, bucket: int) -> Tensor | None:
+        """This node's model."""
+        return self._x[bucket]
+
+    # ------------------------------------------------------------------------------------ the interface
+
+    @property
+    def pace_s(self) -> float:
+        return self.config.pace_s or 0.0
+
+    def status(self) -> Status:
+        return replace(super().status(), waited_s=self._stood_s)
+
+    def export(self) -> tuple[Tensor, ...] | None:
+        """This node's model; where the mean is what counts, at the end of the run the root's is that."""
+        found = []
+        for b in range(self.buckets):
+            x = self._own_model(b)
+            if x is None:
+                return None
+            if self.judged_by_mean and self.is_root and not self._closing.running:
+                x, nodes = self._sum_below(b)
+                x = x / nodes
+            found.append(x)
+        return tuple(found)
+
+    def last_record(self) -> Mapping[str, Tensor | float]:
+        """Nothing is lost or counted twice: what was said and heard along each edge, in messages."""
+        return {}
+
+    @staticmethod
+    def identity_error(records: Mapping[int, Mapping[str, Any]], root: int) -> float:
+        return 0.0
+
+
+class OwnSteps:
+    """The optimiser that a node runs for itself: a step is worth one round, and nothing is stale.
+
+    Args:
+        config: of the node.
+    """
+
+    def __init__(self, config: NodeConfig) -> None:
+        self._config = config
+        self._descents = [
+            Descent(b, rule=config.optimizer, momentum=config.momentum, beta2=config.beta2, eps=config.eps)
+            if b.kind == "parameters"
+            else None
+            for b in config.layout.buckets
+        ]
+        self._before: list[Tensor | None] = [None] * len(self._descents)
+        self.steps = 0
+        """That were begun; the learning rate goes by them."""
+
+    def change(self, bucket: int, x: Tensor, d: Tensor) -> Tensor:
+        """What a step along ``d`` adds to the model ``x`` of a bucket of parameters (a new tensor). Where models are
+        mixed between two steps, the optimiser's state is not."""
+        descent, before = self._descents[bucket], self._before[bucket]
+        assert descent is not None
+        after = descent.step(x, d, 1.0, 0.0, self._config.rates(float(self.steps)))
+        self._before[bucket] = after
+        return after - (x if before is None else before)
