@@ -71,7 +71,8 @@ class Result:
         accuracy, loss: of the plain iterate at the end, on the task's evaluation data; None: the task gives none.
         wall_s: seconds from the gate to the end (virtual seconds in a simulation).
         target_s, target_samples: when and after how many samples the target was reached; None if it was not.
-        identity_error: how far the identity I1 is violated after the drain, relative; None when a node is missing.
+        identity_error: how far the identity I1 is violated after the drain, relative; None when a node is missing, or
+            the algorithm has no such identity.
         staleness_rounds: mean staleness at the root over the evaluations, in rounds.
         bytes_sent: header and payload of every message, before faults.
         messages_sent, messages_received, messages_stale: how many; received are those that got through the faults,
@@ -80,7 +81,7 @@ class Result:
         faults: messages ``dropped``, ``duplicated`` and ``reordered`` on purpose.
         cpu_s: CPU seconds of all nodes since the gate; None in a simulation.
         communication_cpu_s: of these, without the threads that compute gradients and evaluate; None in a simulation.
-        per_node: by rank: gradients, samples, pace (samples a second of computing).
+        per_node: by rank: gradients, samples, pace (samples a second of computing), waited_s (for others).
         slowest_node: rank and pace of the slowest node as the root heard it.
         set_aside: ranks set aside at the end.
         missing: ranks that did not end by themselves.

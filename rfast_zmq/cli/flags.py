@@ -76,7 +76,8 @@ class Flags:
     """binary-tree, double-tree, line, star, ring, exponential, mesh, complete, random:K, or a TOML file. Default:
     binary-tree."""
     algorithm: Annotated[str | None, _RUN] = None
-    """rfast-tree, or rfast: Algorithm 1 as published. Default: rfast-tree."""
+    """rfast-tree; rfast: Algorithm 1 as published; or to compare with: ring-allreduce, d-psgd, sgp, osgp. Default:
+    rfast-tree."""
     split: Annotated[str | None, _RUN] = None
     """How the samples are dealt to the nodes: iid, label or dirichlet:ALPHA. Default: the task's own, or iid."""
     samples: Annotated[int | None, _RUN, WHOLE] = None

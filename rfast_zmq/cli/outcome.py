@@ -216,13 +216,17 @@ def _rows(outcome: Outcome) -> list[tuple[str, str]]:
 
 def _nodes(outcome: Outcome) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="")
-    for heading in ("node", "gradients", "samples", "samples/s of computing"):
+    result = outcome.run.result
+    waits = result.wall_s > 0 and any(node.get("waited_s", 0) for node in result.per_node)
+    headings = ("node", "gradients", "samples", "samples/s of computing", *(["waited for others"] if waits else []))
+    for heading in headings:
         table.add_column(heading, justify="left" if heading == "node" else "right")
     names, root = outcome.plan.topology.names, outcome.plan.topology.root
-    for node in outcome.run.result.per_node:
+    for node in result.per_node:
         rank = int(node["rank"])
         name = Text(names[rank] + (" (root)" if rank == root else ""))
-        table.add_row(name, f"{node['gradients']:,.0f}", f"{node['samples']:,.0f}", f"{node['pace']:,.0f}")
+        waited = [f"{node.get('waited_s', 0) / result.wall_s:.0%} of the time"] if waits else []
+        table.add_row(name, f"{node['gradients']:,.0f}", f"{node['samples']:,.0f}", f"{node['pace']:,.0f}", *waited)
     return table
 
 

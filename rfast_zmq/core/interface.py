@@ -198,13 +198,16 @@ class Algorithm(ABC):
 
     @staticmethod
     @abstractmethod
-    def identity_error(records: Mapping[int, Mapping[str, Any]], root: int) -> float:
+    def identity_error(records: Mapping[int, Mapping[str, Any]], root: int) -> float | None:
         """How far the nodes' last records violate the identity I1, as a relative number.
 
         Args:
             records: rank to :meth:`last_record` (numbers may have become 0-d tensors), of every node, after the run has
                 closed.
             root: the common root.
+
+        Returns:
+            None: it has no such identity.
         """
 
     @property

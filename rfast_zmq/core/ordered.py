@@ -242,12 +242,12 @@ class Ordered(Skeleton):
         return tuple(found)
 
     def last_record(self) -> Mapping[str, Tensor | float]:
-        """Nothing is lost or counted twice: what was said and heard along each edge, in messages."""
+        """Nothing, but for those that have an identity."""
         return {}
 
     @staticmethod
-    def identity_error(records: Mapping[int, Mapping[str, Any]], root: int) -> float:
-        return 0.0
+    def identity_error(records: Mapping[int, Mapping[str, Any]], root: int) -> float | None:
+        return None
 
 
 class OwnSteps:

@@ -69,7 +69,9 @@ class Run:
             result.messages_stale += s.get("stale", 0)
             _add(result.messages_refused, s.get("refused", {}))
             _add(result.faults, s.get("faults", {}))
-            own = {name: s.get(name, 0) for name in ("gradients", "pace", "cpu_s", "memory_bytes", "pace_s")}
+            own = {
+                name: s.get(name, 0) for name in ("gradients", "pace", "waited_s", "cpu_s", "memory_bytes", "pace_s")
+            }
             result.per_node.append({"rank": rank, "samples": s.get("own_samples", 0), **own})
 
 

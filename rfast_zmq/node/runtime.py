@@ -407,6 +407,7 @@ class Node:
             "loss": status.loss,
             "staleness_rounds": status.staleness_rounds,
             "pace": status.pace,
+            "waited_s": status.waited_s,
             "slowest_rank": status.slowest_rank,
             "slowest_pace": status.slowest_pace,
             "set_aside": list(status.set_aside),

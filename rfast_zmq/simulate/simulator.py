@@ -349,8 +349,17 @@ class Simulator:
         if target is not None and point is not None and (point.accuracy or 0.0) >= target:
             self._at(self.now, lambda: self._tell(self.root, StopWanted(self.now)))
 
-    def _score(self) -> Point | None:
+    def _judged(self) -> tuple[Tensor, ...] | None:
+        """The root's model, or the mean of all nodes' where that is what the algorithm is judged by. (Once the run
+        closes the root has that mean itself.)"""
         model = self.root.algorithm.export()
+        if model is None or not self.root.algorithm.judged_by_mean or self.root.stopping:
+            return model
+        models = [node.algorithm.export() or model for node in self.nodes]
+        return tuple(torch.stack(of_bucket).mean(0) for of_bucket in zip(*models, strict=True))
+
+    def _score(self) -> Point | None:
+        model = self._judged()
         if model is None:
             return None
         status = self.root.algorithm.status()
@@ -408,7 +417,13 @@ class Simulator:
                 for name in ("dropped", "duplicated", "reordered"):
                     result.faults[name] = result.faults.get(name, 0) + getattr(link, name)
             result.per_node.append(
-                {"rank": node.rank, "gradients": own.gradients, "samples": own.own_samples, "pace": own.pace}
+                {
+                    "rank": node.rank,
+                    "gradients": own.gradients,
+                    "samples": own.own_samples,
+                    "pace": own.pace,
+                    "waited_s": own.waited_s,
+                }
             )
         if not result.missing and not result.set_aside:
             records = {node.rank: node.algorithm.last_record() for node in self.nodes}

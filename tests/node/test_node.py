@@ -16,6 +16,7 @@ import torch
 from blockbuster import BlockBuster, BlockingError, blockbuster_ctx
 from torch import Tensor, nn
 
+from rfast_zmq.algorithms import RIVALS
 from rfast_zmq.assembly import Plan
 from rfast_zmq.core.events import Action, Edge, Event, GradientReady, LinkReady, Received
 from rfast_zmq.errors import TaskError, UsageError
@@ -156,6 +157,21 @@ async def test_three_nodes_train_and_leave_without_ever_blocking(folder: Path, a
     assert points[-1].loss is not None
     assert points[-1].loss < 0.05
     assert points[-1].extra["error"] == pytest.approx((run.model - OPTIMUM).abs().max().item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("algorithm", RIVALS)
+async def test_the_rivals_train_and_leave_without_ever_blocking(folder: Path, algorithm: str) -> None:
+    """At a fixed step gossip on uneven data ends beside the optimum."""
+    run = Nodes(
+        folder, Line, algorithm=algorithm, topology="ring", report_batch=None, samples=3000, lr=0.05, optimizer="sgd"
+    )
+    assert await run.run() == [None] * 3
+    assert run.model == pytest.approx(OPTIMUM, abs=0.3)
+    for node, watch in zip(run.nodes, run.watches, strict=True):
+        assert watch.faults == []
+        assert node.standing()["gradients"] >= 90
+        assert node.refused == {}
+    assert run.nodes[0].standing()["samples"] >= 3000
 
 
 class Wide(Line):

@@ -1,0 +1,188 @@
+"""The rivals do what their papers say: to the digit on quadratics, round for round, over links that lose nothing."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rfast_zmq import Plan, Settings, Simulator
+from rfast_zmq.algorithms import RIVALS
+from rfast_zmq.core.gossip import metropolis, neighbours, receivers
+from rfast_zmq.errors import UsageError
+from rfast_zmq.topology import Topology, build
+from tests.loopback.tasks import Line
+
+from .network import Network, Quadratic, topology_of
+
+LR, ROUNDS = 0.2, 12
+SYNCHRONOUS = [name for name in RIVALS if name != "osgp"]
+
+
+def shape_for(name: str, shape: str) -> str:
+    return "ring" if name == "ring-allreduce" else shape
+
+
+def lockstep(net: Network, rounds: int, seed: int = 0) -> None:
+    """Every node computes so many gradients; who is next is drawn; what is said arrives, in order on each edge."""
+    draw, done = random.Random(seed), [0] * len(net.nodes)
+    for _ in range(rounds * len(net.nodes) * 200):
+        if min(done) == rounds and not net.flying and not net.dirty:
+            return
+        net.now += 0.01
+        rank = draw.randrange(len(net.nodes))
+        if net.nodes[rank].computing:
+            net.finish(rank)
+            done[rank] += 1
+        elif done[rank] < rounds:
+            net.compute(rank)
+        for edge, bucket in list(net.dirty)[: draw.randrange(4)]:
+            net.speak(edge, bucket)
+        while net.flying and draw.random() < 0.8:
+            first = draw.choice([edge for edge, _ in net.flying])
+            net.deliver(next(k for k, (edge, _) in enumerate(net.flying) if edge == first))
+    raise AssertionError(f"stuck after {done} gradients")
+
+
+def models(net: Network) -> np.ndarray:
+    return np.array([net.model(rank) for rank in range(len(net.nodes))])
+
+
+def descent(problem: Quadratic, x: np.ndarray) -> np.ndarray:
+    """The gradients, times the nodes' weights."""
+    return problem.weights[:, None] * problem.H * (x - problem.b)
+
+
+def started(name: str, shape: str = "ring", nodes: int = 5, weights: Any = None, **more: Any) -> Network:
+    problem = Quadratic(nodes, 7, weights=weights)
+    chosen = {"lr": LR, "bucket": 2, **more}
+    return Network(name, topology_of(shape_for(name, shape), nodes), problem, every_initial=False, **chosen)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("weights", [None, [0.5, 1.5, 1.0, 1.2, 0.8]])
+def test_ring_allreduce_is_gradient_descent_along_the_weighted_mean(weights: Any, seed: int) -> None:
+    net = started("ring-allreduce", weights=weights)
+    lockstep(net, ROUNDS, seed)
+    x = np.linspace(-1, 1, 7)
+    for _ in range(ROUNDS):
+        x = x - LR * descent(net.problem, np.tile(x, (5, 1))).sum(0) / net.problem.weights.sum()
+    np.testing.assert_allclose(models(net), np.tile(x, (5, 1)), rtol=1e-12)
+
+
+@pytest.mark.parametrize("nodes", [2, 3, 5])
+def test_a_ring_moves_each_model_nearly_twice_whatever_the_number_of_nodes(nodes: int) -> None:
+    """2 (n − 1)/n models out of each node in a round."""
+    net = Network("ring-allreduce", build("ring", nodes), Quadratic(nodes, 2 * nodes), bucket=2, lr=LR)
+    sent = [0] * nodes
+
+    class Counted(list[Any]):
+        def append(self, item: Any) -> None:
+            edge, frames = item
+            sent[edge.src] += len(frames[1]) * (edge.graph == "A")
+            super().append(item)
+
+    net.flying = Counted(net.flying)
+    lockstep(net, 4)
+    assert sent == [4 * 2 * (nodes - 1) * 2 * 8] * nodes
+
+
+@pytest.mark.parametrize("shape", ["ring", "binary-tree", "mesh", "exponential"])
+def test_d_psgd_is_its_recursion_and_keeps_the_mean(shape: str) -> None:
+    net = started("d-psgd", shape)
+    lockstep(net, ROUNDS)
+    around = neighbours(net.topology)
+    w = np.array([[metropolis(around, i).get(j, 0.0) for j in range(5)] for i in range(5)])
+    np.testing.assert_allclose(w, w.T)
+    np.testing.assert_allclose(w.sum(0), 1.0)
+    x = np.tile(np.linspace(-1, 1, 7), (5, 1))
+    for _ in range(ROUNDS):
+        x = w @ x - LR * descent(net.problem, x)
+    np.testing.assert_allclose(models(net), x, rtol=1e-11, atol=1e-12)
+
+
+def shares(topology: Topology) -> np.ndarray:
+    p = np.zeros((topology.nodes, topology.nodes))
+    for j, to in enumerate(receivers(topology)):
+        for i in (j, *to):
+            p[i, j] = 1 / (1 + len(to))
+    return p
+
+
+@pytest.mark.parametrize("shape", ["ring", "binary-tree", "exponential", "random:2"])
+def test_sgp_is_its_recursion_and_its_weights_sum_to_n(shape: str) -> None:
+    net = started("sgp", shape)
+    lockstep(net, ROUNDS)
+    p, x, y = shares(net.topology), np.tile(np.linspace(-1, 1, 7), (5, 1)), np.ones((5, 1))
+    for _ in range(ROUNDS):
+        x, y = p @ (x - LR * descent(net.problem, x / y)), p @ y
+    np.testing.assert_allclose(models(net), x / y, rtol=1e-11, atol=1e-12)
+    held = [node.algorithm.last_record()["y"] for node in net.nodes]
+    assert sum(held) == pytest.approx(5 * len(net.layout.buckets))
+
+
+@pytest.mark.parametrize("shape", ["ring", "exponential"])
+def test_osgp_ends_near_the_optimum_nearer_for_a_smaller_step_and_keeps_its_weights(shape: str) -> None:
+    """On uneven data a fixed step leaves a bias that is in proportion to it."""
+    errors = []
+    for lr, rounds in ((0.2, 60), (0.05, 200)):
+        net = started("osgp", shape, lr=lr)
+        lockstep(net, rounds)
+        errors.append(abs(models(net).mean(0) - net.problem.optimum()).max())
+        records = {rank: node.algorithm.last_record() for rank, node in enumerate(net.nodes)}
+        assert net.nodes[0].algorithm.identity_error(records, 0) < 1e-12
+    assert errors[1] < 0.02
+    assert errors[1] < errors[0] / 2
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_at_the_end_the_root_has_the_mean_of_the_models(name: str) -> None:
+    net = started(name)
+    lockstep(net, 5)
+    net.close(0.3)  # the last words repeat themselves
+    each = models(net)
+    each[0] = np.concatenate([x.numpy() for x in net.nodes[0].algorithm._x])  # what it had itself
+    if name == "ring-allreduce":
+        assert net.model().tolist() == each[0].tolist()
+    else:
+        np.testing.assert_allclose(net.model(), each.mean(0), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_who_is_fast_waits_for_who_is_slow_and_that_is_counted(name: str) -> None:
+    plan = Plan.make(
+        Line,
+        Settings(
+            nodes=4,
+            algorithm=name,
+            topology="ring",
+            optimizer="sgd",
+            lr=0.05,
+            compute="constant:0.1",
+            straggler=("3:5",),
+            samples=1600,
+        ),
+    )
+    assert plan.settings.report == 8  # the whole share of a round
+    out = Simulator(plan).run()
+    share = [node["waited_s"] / out.result.wall_s for node in out.result.per_node]
+    assert share[3] < 0.05
+    assert share[:3] == pytest.approx([0.8] * 3, abs=0.06)
+    assert out.result.wall_s == pytest.approx(1600 / 32 * 0.5, rel=0.1)
+    assert out.points[-1].extra["error"] < 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "said"),
+    [
+        ("d-psgd", {"drop": 0.1}, "--drop 0.1: --algorithm d-psgd counts on every message"),
+        ("sgp", {"reorder": 0.5}, "--reorder 0.5: --algorithm sgp counts on every message"),
+        ("ring-allreduce", {"topology": "binary-tree"}, "take --topology ring"),
+        ("osgp", {"wire": "int8"}, "--wire: --algorithm osgp sends float32 only"),
+    ],
+)
+def test_what_it_cannot_do_is_refused(name: str, given: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        Plan.make(Line, Settings(**{"nodes": 4, "algorithm": name, "topology": "ring", **given}))
