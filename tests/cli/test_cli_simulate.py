@@ -55,14 +55,14 @@ def test_it_is_held_against_one_machine_and_against_what_is_required(capsys: pyt
 
 def test_who_waits_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["simulate", DIGITS, "--nodes", "3", "--topology", "ring", "--samples", "1000", "--optimizer", "sgd"]
-    argv += ["--compute", "constant:0.1", "--straggler", "2:5", "--lr", "0.5"]
+    argv += ["--compute", "constant:0.1", "--straggler", "2:5", "--lr", "0.05"]
     main([*argv, "--algorithm", "d-psgd"])
     said = capsys.readouterr().out
     assert "waited for others" in said
     assert "identity" not in said
     (straggler,) = (line for line in said.splitlines() if line.startswith("2 "))
     assert straggler.endswith("0% of the time  ")
-    main([*argv, "--algorithm", "rfast", "--lr", "0.05"])
+    main([*argv, "--algorithm", "rfast"])
     assert "waited" not in capsys.readouterr().out
 
 
