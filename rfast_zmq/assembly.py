@@ -69,8 +69,6 @@ class Plan:
                     f"--{flag} {getattr(settings, flag):g}: --algorithm {kind.name} counts on every message, once and"
                     " in order; leave it out"
                 )
-        if settings.report_batch is None:
-            settings = replace(settings, report_batch=max(1, round(settings.share / kind.reports_a_round)))
         for straggler in settings.straggler:
             if ":" not in straggler:
                 raise UsageError(f"--straggler {straggler}: must be RANK:FACTOR, as 0:5")

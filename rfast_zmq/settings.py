@@ -30,6 +30,10 @@ WIRES = ("float32", "bf16", "int8")
 OPTIMIZERS = ("nadam", "adam", "sgd", "momentum", "nesterov")
 
 
+REPORTS_A_ROUND = {"rfast-tree": 8, "rfast": 8}
+"""So many reports a node makes in a round, where the user does not say how many samples one is of; of others one."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """One run, completely described (with the task's file).
@@ -48,7 +52,7 @@ class Settings:
         weight_decay: decoupled weight decay.
         clip_norm: the most that the norm of a round's mean gradient may be; None: any.
         global_batch: B, the samples of a round.
-        report_batch: μ, the samples of a report; None: an eighth of a node's share B/n.
+        report_batch: μ, the samples of a report; None: an eighth of a node's share B/n (of a rival: all of it).
         compute: emulated seconds of a gradient over the share B/n: ``none``, ``constant:S``, ``uniform:A:B``,
             ``lognormal:MEDIAN:SIGMA``.
         straggler: ``RANK:FACTOR`` each.
@@ -153,8 +157,8 @@ class Settings:
 
     @property
     def report(self) -> int:
-        """μ: samples of one report."""
-        return self.report_batch or max(1, round(self.share / 8))
+        """μ: samples of one report; an eighth of a node's share, or, where nodes wait for each other, all of it."""
+        return self.report_batch or max(1, round(self.share / REPORTS_A_ROUND.get(self.algorithm, 1)))
 
 
 def check_seed(seed: int) -> None:

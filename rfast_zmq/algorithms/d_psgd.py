@@ -7,7 +7,8 @@ neighbours' numbers d (Metropolis), w_ii what is left. A node sends x_i as it be
 their time at once; it begins the next when it has the gradient and every neighbour's model of this round. What counts
 is the mean of the nodes' models, which the averaging keeps: mean x⁺ = mean x − γ · mean of the gradients.
 
-With a momentum rule each node keeps its own momentum. Running averages (BatchNorm) are averaged like parameters.
+With a momentum rule each node keeps its own momentum. Of running averages (BatchNorm) everybody adds what its own have
+changed by, x_i⁺ = Σ_j w_ij x_j + r_i⁺ − r_i, so that the mean over nodes is that of the nodes' own.
 
 Source: Lian et al., "Can decentralized algorithms outperform centralized algorithms?" (arXiv 1705.09056), Algorithm 1.
 Departure: node weights scale the gradients (their mean over nodes being 1 changes nothing).
@@ -43,6 +44,9 @@ class DPsgd(Ordered):
         }
         """Per neighbour and bucket its models that were not averaged yet: of this round, perhaps of the next."""
         self._gradient_now: tuple[Tensor, ...] | None = None
+        self._samples = 0
+        self._contributed: dict[int, Tensor] = {}
+        """Of each bucket of running averages, this node's own of the round before."""
         self._sent = False
 
     def _at(self) -> tuple[Tensor, ...] | None:
@@ -57,7 +61,7 @@ class DPsgd(Ordered):
         return [action for post in posts for action in post]
 
     def _computed(self, gradient: tuple[Tensor, ...], event: GradientReady) -> list[Action]:
-        self._gradient_now = gradient
+        self._gradient_now, self._samples = gradient, event.samples
         return self._mix()
 
     def _came(self, src: int, bucket: int, payload: Tensor, numbers: Mapping[str, Number]) -> list[Action]:
@@ -70,15 +74,16 @@ class DPsgd(Ordered):
             return []
         for b, (x, g) in enumerate(zip(self._x, self._gradient_now, strict=True)):
             assert x is not None
-            averages = self.config.layout.buckets[b].kind == "averages"
-            own = g if averages else x
-            mixed = own * self._weights[self.rank]
+            mixed = x * self._weights[self.rank]
             for j in self.hears_from:
                 mixed.add_(self._came_of[j, b].popleft(), alpha=self._weights[j])
-            if not averages:
-                d = g if self.config.weight == 1.0 else g * self.config.weight
-                mixed.add_(self._steps.change(b, x, d))
+            if self.config.layout.buckets[b].kind == "averages":
+                before = self._contributed.get(b)
+                mixed.add_(g - (x if before is None else before))
+                self._contributed[b] = g
+            else:
+                mixed.add_(self._steps.change(b, x, g if self.config.weight == 1.0 else g * self.config.weight))
             self._x[b] = mixed
-        self._steps.steps += 1
+        self._steps.done(self._samples)
         self._gradient_now, self._sent = None, False
         return []

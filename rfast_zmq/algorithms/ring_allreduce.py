@@ -43,6 +43,7 @@ class RingAllReduce(Ordered):
         self._steps = OwnSteps(config)
         self._gradient_now: tuple[Tensor, ...] | None = None
         """This node's gradient of the present round."""
+        self._samples = 0
         self._sums: list[tuple[Tensor, float] | None] = [None] * self.buckets
         """Of each bucket what came from the node before, and its weight, not yet added to."""
         self._added = [False] * self.buckets
@@ -63,7 +64,7 @@ class RingAllReduce(Ordered):
         return model if self._gradient_now is None and len(model) == self.buckets else None
 
     def _computed(self, gradient: tuple[Tensor, ...], event: GradientReady) -> list[Action]:
-        self._gradient_now = gradient
+        self._gradient_now, self._samples = gradient, event.samples
         actions: list[Action] = []
         for b in range(self.buckets):
             if self.rank == (b + 1) % self._n:
@@ -107,7 +108,7 @@ class RingAllReduce(Ordered):
             assert mean is not None
             averages = self.config.layout.buckets[b].kind == "averages"
             self._x[b] = mean if averages else x + self._steps.change(b, x, mean)
-        self._steps.steps += 1
+        self._steps.done(self._samples)
         self._gradient_now, self._added, self._means = None, [False] * self.buckets, [None] * self.buckets
 
     def last_record(self) -> Mapping[str, Tensor | float]:

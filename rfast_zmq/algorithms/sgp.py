@@ -11,6 +11,9 @@ behind.
 
 The graph is A, where everybody reaches everybody along it, else the topology's two graphs with every edge both ways.
 
+Departures: the graph does not change from round to round (the paper's own experiments take one receiver a round, in
+turn, of an exponential graph); node weights scale the gradients.
+
 Source: Assran et al., "Stochastic gradient push for distributed deep learning" (arXiv 1811.10792), Algorithms 1 and 2.
 """
 
@@ -18,7 +21,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -26,7 +29,6 @@ from rfast_zmq.core.events import Action, GradientReady, Number
 from rfast_zmq.core.gossip import receivers
 from rfast_zmq.core.interface import NodeConfig
 from rfast_zmq.core.ordered import Ordered, OwnSteps
-from rfast_zmq.core.skeleton import SCALE_LEAST
 
 
 class Sgp(Ordered):
@@ -52,8 +54,6 @@ class Sgp(Ordered):
         }
         self._taken = dict.fromkeys(self._waiting, 0)
         """Shares taken up so far, of each sender and bucket."""
-        self._balance = float(self.buckets)
-        """Of the weights: what there was at first, less what was handed on, and what was taken up."""
         self._handed = 0
         """Rounds in which this node has handed out shares."""
 
@@ -73,11 +73,10 @@ class Sgp(Ordered):
             else:
                 half = x + self._steps.change(b, z, g if self.config.weight == 1.0 else g * self.config.weight)
             part, y = half * self._share, self._y[b] * self._share
-            self._balance += y - self._y[b]
             for j in self.sends_to:
                 actions += self._post(j, b, part, y=y)
             self._mass[b], self._y[b] = part, y
-        self._steps.steps += 1
+        self._steps.done(event.samples)
         self._handed += 1
         return actions + self._take_up()
 
@@ -93,22 +92,11 @@ class Sgp(Ordered):
                 x = self._mass[b]
                 assert x is not None
                 self._mass[b], self._y[b] = x + payload, self._y[b] + y
-                self._balance += y
                 self._taken[j, b] += 1
         for b, x in enumerate(self._mass):
             if x is not None:
                 self._x[b] = x / self._y[b]
         return []
-
-    def last_record(self) -> Mapping[str, Tensor | float]:
-        """``y``, the weights of all buckets, and ``balance``, what they must be."""
-        return {"y": sum(self._y), "balance": self._balance}
-
-    @staticmethod
-    def identity_error(records: Mapping[int, Mapping[str, Any]], root: int) -> float:
-        """Largest difference of a node's weights from what it had, took up and handed on, relative to them."""
-        gaps = (abs(float(r["y"]) - float(r["balance"])) / max(float(r["y"]), SCALE_LEAST) for r in records.values())
-        return max(gaps)
 
 
 class Osgp(Sgp):

@@ -140,6 +140,11 @@ class Descent:
                 torch.addcdiv(theta, over, under, value=-lr * self.lead, out=following[part])
         return following
 
+    def moved(self, by: Tensor) -> None:
+        """The iterate was moved by somebody else."""
+        if self._theta is not None:
+            self._theta.add_(by)
+
     def plain(self, x: Tensor) -> Tensor:
         """θ: the plain iterate behind x. A new tensor (or x itself before the first step)."""
         return x if self._theta is None else self._theta.clone()

@@ -136,8 +136,6 @@ class Algorithm(ABC):
     """Whether it can honour ``--wire``."""
     bears_loss: ClassVar[bool] = True
     """Whether it goes on where messages are lost, late or repeated; else injected faults are refused."""
-    reports_a_round: ClassVar[int] = 8
-    """Gradients that a node computes in a round, where the user does not say how many samples one is of."""
     judged_by_mean: ClassVar[bool] = False
     """Whether what counts is the mean of the nodes' models, not the root's."""
 

@@ -44,7 +44,6 @@ class Ordered(Skeleton):
 
     optimizers: ClassVar[tuple[str, ...]] = OWN_RULES
     bears_loss: ClassVar[bool] = False
-    reports_a_round: ClassVar[int] = 1
     data_numbers: ClassVar[Mapping[str, type]] = {}
     """What rides beside the data."""
 
@@ -162,12 +161,14 @@ class Ordered(Skeleton):
         if edge.graph == "A" and (nodes := int(numbers["nodes"])) > 0:  # type: ignore[arg-type]
             self._last_words[bucket][edge.src] = message.payload, min(nodes, self.config.topology.nodes)
             return []
-        if int(numbers["seq"]) != self._heard[edge, bucket] + 1 or not self._closing.running:  # type: ignore[arg-type]
-            return []
         if edge.graph == "W":
-            self._heard[edge, bucket] += 1
-            self._x[bucket] = message.payload
+            if self._x[bucket] is not None:
+                return []
+            self._x[bucket] = message.payload  # also as the run closes, so that the end is passed on
             return [] if any(x is None for x in self._x) else self._first_model()
+        if int(numbers["seq"]) != self._heard[edge, bucket] + 1 or not self._closing.running:  # type: ignore[arg-type]
+            self._progress(now)
+            return []
         if edge.src not in self.hears_from:
             self._progress(now)
             return []
@@ -183,15 +184,16 @@ class Ordered(Skeleton):
 
     def _payload(self, edge: Edge, bucket: int, now: float) -> tuple[Tensor, dict[str, Number]] | None:
         slot = edge, bucket
+        x = self._x[bucket]
         if self._queues[slot]:
             payload, extra = self._queues[slot].popleft()
             self._said[slot] += 1
-        elif self._x[bucket] is None or (self._closing.running and edge.dst in self.sends_to):
-            return None
+        elif x is None or (self._closing.running and edge.dst in self.sends_to and self.census().trouble < 0):
+            return None  # between two words of data there is nothing to say, but that somebody is in trouble
         else:
-            payload, extra = torch.zeros_like(self._x[bucket]), {}  # type: ignore[arg-type]
+            payload, extra = x if edge.graph == "W" else torch.zeros_like(x), {}
         if edge.graph == "W":
-            return payload, {"seq": self._said[slot]}
+            return payload, {"seq": max(1, self._said[slot])}
         nodes = 0
         if edge.dst == self.push_tree(bucket).parent[self.rank] and self._final(bucket, now):
             payload, nodes = self._sum_below(bucket)
@@ -199,8 +201,9 @@ class Ordered(Skeleton):
         return payload, {"seq": self._said[slot], "nodes": nodes, **zeros, **extra}
 
     def _stop(self, now: float) -> None:
-        for queue in self._queues.values():
-            queue.clear()
+        for (edge, _), queue in self._queues.items():
+            if edge.graph == "A":
+                queue.clear()
         if self._idle_at is not None:
             self._stood_s += now - self._idle_at
             self._idle_at = None
@@ -251,7 +254,7 @@ class Ordered(Skeleton):
 
 
 class OwnSteps:
-    """The optimiser that a node runs for itself: a step is worth one round, and nothing is stale.
+    """The optimiser that a node runs for itself: a step is a batch of its own, and nothing is stale.
 
     Args:
         config: of the node.
@@ -266,14 +269,21 @@ class OwnSteps:
             for b in config.layout.buckets
         ]
         self._before: list[Tensor | None] = [None] * len(self._descents)
-        self.steps = 0
-        """That were begun; the learning rate goes by them."""
+        self._share = config.global_batch / config.topology.nodes
+        self.steps, self.rounds = 0, 0.0
+        """That were done; the learning rate goes by the rounds, in which this node does its share of B."""
+
+    def done(self, samples: int) -> None:
+        """A step along the mean of so many samples was taken in every bucket."""
+        self.steps, self.rounds = self.steps + 1, self.rounds + samples / self._share
 
     def change(self, bucket: int, x: Tensor, d: Tensor) -> Tensor:
         """What a step along ``d`` adds to the model ``x`` of a bucket of parameters (a new tensor). Where models are
-        mixed between two steps, the optimiser's state is not."""
+        mixed between two steps, momentum is not."""
         descent, before = self._descents[bucket], self._before[bucket]
         assert descent is not None
-        after = descent.step(x, d, 1.0, 0.0, self._config.rates(float(self.steps)))
+        if before is not None:
+            descent.moved(x - before)
+        after = descent.step(x, d, 1.0, 0.0, self._config.rates(self.rounds))
         self._before[bucket] = after
-        return after - (x if before is None else before)
+        return after - x

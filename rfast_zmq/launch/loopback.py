@@ -23,7 +23,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rfast_zmq.algorithms import algorithm
+from rfast_zmq.algorithms import ALGORITHMS, algorithm
 from rfast_zmq.assembly import Plan
 from rfast_zmq.errors import RfastError, TaskError, UsageError
 from rfast_zmq.launch.outcome import Observer, Run, check_target
@@ -236,6 +236,10 @@ class _Loopback:
             self._say(f"the root, {self.plan.topology.called(rank)}, died (exit status {code}): the run ends")
             self._root_done_s = time.monotonic()
             self._order("leave")
+        elif not ALGORITHMS[self.plan.settings.algorithm].bears_loss:
+            name = self.plan.settings.algorithm
+            self._say(f"{self.plan.topology.called(rank)} ended (exit status {code}): under {name} the run stops")
+            self._order("stop", self.plan.topology.root)
         else:
             self._say(f"{self.plan.topology.called(rank)} ended (exit status {code}): the others go on")
 

@@ -409,7 +409,11 @@ class RFast(torch.optim.Optimizer):
         node = self._node.node
         if how is None and self._held and not self.over:  # what there was no room for
             self._steps.room(anyhow=True)
-            self._hand_on()
+            try:
+                self._hand_on()
+            except BaseException:
+                self._node.ask(node.leave)
+                raise
         self._steps.leave_off()
         if how is not None:
             self._node.ask(lambda: how(node))
@@ -509,11 +513,16 @@ class RFast(torch.optim.Optimizer):
             self._node.check()
 
 
-def _number(value: object) -> Tensor | None:
+def _number(value: Any) -> Tensor | None:
     """A number as a tensor of one element; None where it is none."""
     if isinstance(value, Tensor):
         return value.detach() if value.numel() == 1 and not value.is_complex() else None
-    return torch.tensor(float(value)) if isinstance(value, int | float) else None
+    if value is None or isinstance(value, str | bytes):
+        return None
+    try:
+        return torch.tensor(float(value))
+    except (TypeError, ValueError):
+        return None
 
 
 def _holding(parameters: Iterable[Tensor]) -> nn.Module:

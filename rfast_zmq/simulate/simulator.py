@@ -294,7 +294,7 @@ class Simulator:
             return
         slot = message.edge, message.bucket
         if slot not in node.held:
-            node.held[slot] = deque(maxlen=HELD_MOST)
+            node.held[slot] = deque(maxlen=HELD_MOST if node.algorithm.bears_loss else None)
             if until < inf:
                 self._at(until, lambda: self._release(node, slot))
         node.held[slot].append(frames)

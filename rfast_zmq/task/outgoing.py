@@ -104,7 +104,8 @@ class FromGpu(Outgoing):
         self._before: torch.cuda.Event | None = None
         """The step before the present one was computed."""
         self._lost: list[Tensor] = []
-        """Copies of the losses, on the device."""
+        """Copies of losses that are on the device; the others' are in :attr:`_losses`."""
+        self._losses: list[float] = []
         self._count = 0
 
     @torch.no_grad()
@@ -118,8 +119,10 @@ class FromGpu(Outgoing):
         if known:
             dense = [g if g.layout is torch.strided else g.to_dense() for _, g in known]
             torch._foreach_add_([view for view, _ in known], dense)
-        if loss is not None:  # the user's own may be written to before it is read
+        if loss is not None and loss.device.type == "cuda":  # the user's own may be written to before it is read
             self._lost.append(loss.detach().to(self._flat.device, torch.float32, copy=True).reshape(()))
+        elif loss is not None:
+            self._losses.append(float(loss))
         self._count += 1
         computed = stream.record_event(torch.cuda.Event(blocking=True))  # type: ignore[no-untyped-call]
         if self._before is not None:
@@ -133,8 +136,8 @@ class FromGpu(Outgoing):
         self._count = 0
         self._contribute()
         self._sum[self._length :] = self._flat[self._length :]
-        lost, self._lost = self._lost, []
-        loss = torch.stack(lost).mean() if lost else None
+        lost, losses, self._lost, self._losses = self._lost, self._losses, [], []
+        of_device = torch.stack(lost) if lost else None
         vector = self._pool.take(len(self._flat))
         self._out.wait_stream(torch.cuda.current_stream(self._flat.device))
         with torch.cuda.stream(self._out):
@@ -146,7 +149,8 @@ class FromGpu(Outgoing):
             try:
                 left.synchronize()
                 with torch.cuda.stream(self._out):  # what is read here waits for nothing else
-                    said, sum_ = None if loss is None else float(loss), float(total)
+                    all_losses = losses if of_device is None else losses + of_device.tolist()
+                    said, sum_ = fmean(all_losses) if all_losses else None, float(total)
                 buckets = tuple(vector[start:stop] for start, stop in self._bounds)
                 then(buckets, isfinite(sum_) or all(is_finite(bucket) for bucket in buckets), said)
             except Exception as error:
