@@ -129,7 +129,11 @@ def test_digits_on_seven_uneven_nodes_over_bad_links() -> None:
     assert done.result.accuracy is not None
     assert done.result.accuracy >= 0.94
     assert done.result.slowest_node is not None
-    assert done.result.slowest_node["rank"] == 6
+    paces = {int(node["rank"]): node["pace"] for node in done.result.per_node}
+    assert paces[6] < 0.5 * max(paces.values())
+    assert (
+        done.result.slowest_node["pace"] <= 1.1 * paces[6]
+    )  # itself, but for one that a busy machine made slower still
     assert done.result.identity_error is not None
     assert done.result.identity_error <= 1e-5
 
