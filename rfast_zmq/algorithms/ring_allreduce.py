@@ -77,9 +77,8 @@ class RingAllReduce(Ordered):
     def _came(self, src: int, bucket: int, payload: Tensor, numbers: Mapping[str, Number]) -> list[Action]:
         if numbers["mean"]:
             return self._mean(bucket, payload)
-        if (
-            self._gradient_now is None or self._added[bucket]
-        ):  # the node before is a round ahead, or this one's gradient is not there
+        # This node's gradient is not there yet, or the node before is a round ahead.
+        if self._gradient_now is None or self._added[bucket]:
             self._sums[bucket] = payload, float(numbers["w"])  # type: ignore[arg-type]
             return []
         return self._add(bucket, payload, float(numbers["w"]))  # type: ignore[arg-type]

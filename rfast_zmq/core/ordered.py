@@ -57,18 +57,20 @@ class Ordered(Skeleton):
         into = [] if parent is None else [Edge("W", parent, rank)]
         super().__init__(config, out, into + [Edge("A", j, rank) for j in sorted({*self.hears_from, *below})])
         self._queues: dict[tuple[Edge, int], deque[tuple[Tensor, Mapping[str, Number]]]] = {
-            (edge, b): deque() for edge in self.out_edges for b in range(self.buckets)
+            (edge, b): deque() for edge in self.out_edges if edge.graph == "A" for b in range(self.buckets)
         }
         self._said = dict.fromkeys(self._queues, 0)
-        self._heard = {(edge, b): 0 for edge in self.in_edges for b in range(self.buckets)}
+        self._heard = {(edge, b): 0 for edge in self.in_edges if edge.graph == "A" for b in range(self.buckets)}
         self._x: list[Tensor | None] = [None] * self.buckets
+        self._first: list[Tensor | None] = [None] * self.buckets
+        """The first model, at which everybody begins, however late its word comes."""
         self._parts: list[Tensor] = []
         self._idle_at: float | None = None
         self._stood_s = 0.0
         self._t0: float | None = None
         self._last_words: list[dict[int, tuple[Tensor, int]]] = [{} for _ in range(self.buckets)]
         if config.initial is not None:
-            self._x = list(config.initial)
+            self._x, self._first = list(config.initial), list(config.initial)
 
     # ------------------------------------------------------------------------------------ for the subclass
 
@@ -84,10 +86,6 @@ class Ordered(Skeleton):
     def _came(self, src: int, bucket: int, payload: Tensor, numbers: Mapping[str, Number]) -> list[Action]:
         """Data came from a node, the next of those that it sent."""
 
-    def _begun(self) -> list[Action]:
-        """The first model is there."""
-        return []
-
     def _issued(self) -> list[Action]:
         """A gradient at :meth:`_at` is being computed from now on."""
         return []
@@ -102,9 +100,8 @@ class Ordered(Skeleton):
 
     @classmethod
     def numbers(cls, graph: Graph) -> Mapping[str, type]:
-        if graph == "W":
-            return {**super().numbers("W"), "seq": int}
-        return {**super().numbers("A"), "seq": int, "nodes": int, **cls.data_numbers}
+        of_all = super().numbers(graph)
+        return of_all if graph == "W" else {**of_all, "seq": int, "nodes": int, **cls.data_numbers}
 
     def _ready(self) -> bool:
         return all(x is not None for x in self._x) and self._at() is not None
@@ -115,14 +112,7 @@ class Ordered(Skeleton):
         return self._first_model()
 
     def _first_model(self) -> list[Action]:
-        actions: list[Action] = []
-        for (edge, b), queue in self._queues.items():
-            if edge.graph == "W":
-                x = self._x[b]
-                assert x is not None
-                queue.append((x, {}))
-                actions.append(Send(edge, b))
-        return actions + self._begun() + ([Ready()] if self._ready() else [])
+        return self._mark("W") + ([Ready()] if self._ready() else [])
 
     def _models(self, now: float) -> list[Action]:
         if not self._ready():
@@ -164,36 +154,35 @@ class Ordered(Skeleton):
         if edge.graph == "W":
             if self._x[bucket] is not None:
                 return []
-            self._x[bucket] = message.payload  # also as the run closes, so that the end is passed on
+            self._x[bucket] = self._first[bucket] = (
+                message.payload
+            )  # also as the run closes, so that the end is passed on
             return [] if any(x is None for x in self._x) else self._first_model()
-        if int(numbers["seq"]) != self._heard[edge, bucket] + 1 or not self._closing.running:  # type: ignore[arg-type]
-            self._progress(now)
-            return []
-        if edge.src not in self.hears_from:
-            self._progress(now)
+        self._progress(now)
+        following = int(numbers["seq"]) == self._heard[edge, bucket] + 1  # type: ignore[arg-type]
+        if not following or edge.src not in self.hears_from or not self._closing.running:
             return []
         self._heard[edge, bucket] += 1
         was_ready = self._ready()
         actions = self._came(edge.src, bucket, message.payload, numbers)
-        self._progress(now)
         return actions + ([Ready()] if self._ready() and not was_ready else [])
 
     def _link(self, edge: Edge, bucket: int, now: float) -> list[Action]:
         actions = super()._link(edge, bucket, now)
-        return [*actions, Send(edge, bucket)] if self._queues[edge, bucket] else actions
+        return [*actions, Send(edge, bucket)] if self._queues.get((edge, bucket)) else actions
 
     def _payload(self, edge: Edge, bucket: int, now: float) -> tuple[Tensor, dict[str, Number]] | None:
-        slot = edge, bucket
-        x = self._x[bucket]
+        slot, x = (edge, bucket), self._x[bucket]
+        if edge.graph == "W":
+            first = self._first[bucket]
+            return None if first is None else (first, {})
         if self._queues[slot]:
             payload, extra = self._queues[slot].popleft()
             self._said[slot] += 1
         elif x is None or (self._closing.running and edge.dst in self.sends_to and self.census().trouble < 0):
             return None  # between two words of data there is nothing to say, but that somebody is in trouble
         else:
-            payload, extra = x if edge.graph == "W" else torch.zeros_like(x), {}
-        if edge.graph == "W":
-            return payload, {"seq": max(1, self._said[slot])}
+            payload, extra = torch.zeros_like(x), {}
         nodes = 0
         if edge.dst == self.push_tree(bucket).parent[self.rank] and self._final(bucket, now):
             payload, nodes = self._sum_below(bucket)
@@ -201,26 +190,21 @@ class Ordered(Skeleton):
         return payload, {"seq": self._said[slot], "nodes": nodes, **zeros, **extra}
 
     def _stop(self, now: float) -> None:
-        for (edge, _), queue in self._queues.items():
-            if edge.graph == "A":
-                queue.clear()
+        for queue in self._queues.values():
+            queue.clear()
         if self._idle_at is not None:
             self._stood_s += now - self._idle_at
             self._idle_at = None
 
     def _sum_below(self, bucket: int) -> tuple[Tensor, int]:
         """The sum of the models of this node's subtree, as far as they are known, and how many those are."""
-        own = self._own_model(bucket)
+        own = self._x[bucket]
         assert own is not None
         sum_, nodes = own.clone(), 1
         for payload, count in self._last_words[bucket].values():
             sum_.add_(payload)
             nodes += count
         return sum_, nodes
-
-    def _own_model(self, bucket: int) -> Tensor | None:
-        """This node's model."""
-        return self._x[bucket]
 
     # ------------------------------------------------------------------------------------ the interface
 
@@ -234,8 +218,7 @@ class Ordered(Skeleton):
     def export(self) -> tuple[Tensor, ...] | None:
         """This node's model; where the mean is what counts, at the end of the run the root's is that."""
         found = []
-        for b in range(self.buckets):
-            x = self._own_model(b)
+        for b, x in enumerate(self._x):
             if x is None:
                 return None
             if self.judged_by_mean and self.is_root and not self._closing.running:

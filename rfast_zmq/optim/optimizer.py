@@ -488,7 +488,9 @@ class RFast(torch.optim.Optimizer):
 
     def _give(self, held: list[_Held], gradient: tuple[Tensor, ...], finite: bool, loss: float | None) -> None:
         """Perhaps in another thread: the mean of some gradients is there."""
-        rounds = tuple(fmean(of_bucket) for of_bucket in zip(*(step.rounds for step in held), strict=True))
+        rounds = held[0].rounds
+        if len(held) > 1:
+            rounds = tuple(fmean(of_bucket) for of_bucket in zip(*(step.rounds for step in held), strict=True))
         samples, took_s = self._batch * len(held), sum(step.seconds for step in held)
         good = finite and isfinite(loss or 0.0)
         self._steps.give(Gradient(rounds, gradient, loss, samples, good, took_s, len(held)))

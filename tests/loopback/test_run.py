@@ -192,6 +192,18 @@ def test_a_killed_leaf_costs_the_others_nothing() -> None:
     assert weights(done) == pytest.approx(OPTIMUM, abs=NEAR)
 
 
+def test_a_killed_node_stops_a_run_in_which_everybody_waits_for_everybody() -> None:
+    def act(watch: Watch) -> None:
+        watch.until(lambda: watch.rounds > 5)
+        os.kill(watch.pids[2], signal.SIGKILL)
+
+    watch = Watch(act)
+    done = run(plan("Line", nodes=4, algorithm="d-psgd", topology="ring", report_batch=None, samples=10**6), watch)
+    assert done.result.missing == [2]
+    assert done.result.samples < 10**5
+    assert any("node 2 ended" in line and "under d-psgd the run stops" in line for line in watch.lines)
+
+
 def test_a_stopped_leaf_is_set_aside_by_name_and_counts_again() -> None:
     seen: dict[str, Any] = {}
 
