@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from rfast_zmq.algorithms import ALGORITHMS, Algorithm, NodeConfig, algorithm
+from rfast_zmq.algorithms import ALGORITHMS, Algorithm, NodeConfig, algorithm, options_of
 from rfast_zmq.conditions import Faults, Speeds
 from rfast_zmq.errors import UsageError
 from rfast_zmq.results import Result
@@ -63,6 +63,7 @@ class Plan:
         clips, packs = settings.clip_norm is not None, settings.wire != WIRES[0]
         kind = algorithm(settings.algorithm, settings.optimizer, clips=clips, packs=packs)
         kind.check(topology)
+        options_of(kind, settings.algorithm_option)
         for flag in ("drop", "duplicate", "reorder"):
             if getattr(settings, flag) and not kind.bears_loss:
                 raise UsageError(
@@ -99,6 +100,7 @@ class Plan:
         assert s.momentum is not None
         assert s.weight_decay is not None
         assert s.global_batch is not None
+        kind = algorithm(s.algorithm, s.optimizer)
         config = NodeConfig(
             rank=rank,
             topology=self.topology,
@@ -120,8 +122,10 @@ class Plan:
             pace_s=s.pace,
             resend_s=s.resend,
             stop_samples=s.samples,
+            options=options_of(kind, s.algorithm_option),
+            seed=s.seed,
         )
-        return algorithm(s.algorithm, s.optimizer)(config)
+        return kind(config)
 
     def codec(self, node: Algorithm, run: str) -> Codec:
         """The codec of one node's edges."""

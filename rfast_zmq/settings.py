@@ -41,7 +41,8 @@ class Settings:
     Attributes:
         nodes: number of nodes; None: those of the topology's file, or 7.
         topology: a family (``binary-tree``, ``line``, …) or a TOML file.
-        algorithm: ``rfast-tree`` or ``rfast``.
+        algorithm: ``rfast-tree`` or ``rfast``, or one that they are compared with.
+        algorithm_option: ``NAME=VALUE`` each: the algorithm's own numbers.
         split: ``iid``, ``label`` or ``dirichlet:ALPHA``.
         samples: end the run after so many samples of all nodes together.
         target: end the run when the accuracy reaches this.
@@ -71,6 +72,7 @@ class Settings:
     nodes: int | None = None
     topology: str = "binary-tree"
     algorithm: str = "rfast-tree"
+    algorithm_option: tuple[str, ...] = ()
     split: str | None = None
     samples: int | None = None
     target: float | None = None

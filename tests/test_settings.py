@@ -15,6 +15,7 @@ ALL = Settings(
     nodes=3,
     topology="ring",
     algorithm="rfast",
+    algorithm_option=("a=1",),
     split="label",
     samples=10**12,
     target=0.5,

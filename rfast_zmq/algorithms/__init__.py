@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from difflib import get_close_matches
+from math import isfinite
 
 from rfast_zmq.algorithms.d_psgd import DPsgd
 from rfast_zmq.algorithms.rfast import RFast
@@ -48,4 +50,36 @@ def algorithm(name: str, optimizer: str, clips: bool = False, packs: bool = Fals
     return chosen
 
 
-__all__ = ["ALGORITHMS", "OURS", "RIVALS", "Algorithm", "NodeConfig", "RFast", "RFastTree", "algorithm"]
+def options_of(kind: type[Algorithm], given: Sequence[str]) -> dict[str, float]:
+    """An algorithm's own numbers.
+
+    Args:
+        kind: of which.
+        given: ``NAME=VALUE`` each; the others keep their default.
+
+    Raises:
+        UsageError: not of that form, no such name, given twice, or a value that will not do.
+    """
+    options, seen = dict(kind.options), set()
+    for text in given:
+        name, equals, value = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals:
+            raise UsageError(f"--algorithm-option {text}: must be NAME=VALUE")
+        if name not in options:
+            has = ", ".join(f"{o} (default {v:g})" for o, v in options.items()) or "none"
+            raise UsageError(f"--algorithm-option {text}: --algorithm {kind.name} has {has}")
+        if name in seen:
+            raise UsageError(f"--algorithm-option {text}: {name} is given twice")
+        try:
+            options[name] = float(value)
+        except ValueError:
+            raise UsageError(f"--algorithm-option {text}: {value!r} is no number") from None
+        if not isfinite(options[name]):
+            raise UsageError(f"--algorithm-option {text}: must be a finite number")
+        seen.add(name)
+    kind.check_options(options)
+    return options
+
+
+__all__ = ["ALGORITHMS", "OURS", "RIVALS", "Algorithm", "NodeConfig", "RFast", "RFastTree", "algorithm", "options_of"]

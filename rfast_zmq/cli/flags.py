@@ -78,6 +78,8 @@ class Flags:
     algorithm: Annotated[str | None, _RUN] = None
     """rfast-tree; rfast: Algorithm 1 as published; or to compare with: ring-allreduce, d-psgd, sgp, osgp. Default:
     rfast-tree."""
+    algorithm_option: Annotated[tuple[str, ...] | None, _LEARNING] = None
+    """NAME=VALUE: one of the algorithm's own numbers (docs/algorithm.md). May be given several times."""
     split: Annotated[str | None, _RUN] = None
     """How the samples are dealt to the nodes: iid, label or dirichlet:ALPHA. Default: the task's own, or iid."""
     samples: Annotated[int | None, _RUN, WHOLE] = None

@@ -49,6 +49,8 @@ class NodeConfig:
         pace_s: least seconds between two messages of an edge and bucket; None: the algorithm's own choice.
         resend_s: seconds after which an idle edge says its newest again; None: the algorithm's own choice.
         stop_samples: the root stops the run when all nodes together have done so many samples; None: never.
+        options: the algorithm's own numbers, every one of ``Algorithm.options``.
+        seed: of what the algorithm draws (the same on every node).
     """
 
     rank: int
@@ -71,6 +73,8 @@ class NodeConfig:
     pace_s: float | None = None
     resend_s: float | None = None
     stop_samples: int | None = None
+    options: Mapping[str, float] = field(default_factory=dict)
+    seed: int = 0
 
     @property
     def packings(self) -> tuple[str, ...]:
@@ -136,6 +140,8 @@ class Algorithm(ABC):
     """Whether it can honour ``--wire``."""
     bears_loss: ClassVar[bool] = True
     """Whether it goes on where messages are lost, late or repeated; else injected faults are refused."""
+    options: ClassVar[Mapping[str, float]] = {}
+    """Its own numbers, that ``--algorithm-option NAME=VALUE`` changes, and what they are where nobody says."""
     judged_by_mean: ClassVar[bool] = False
     """Whether what counts is the mean of the nodes' models, not the root's."""
 
@@ -151,6 +157,15 @@ class Algorithm(ABC):
     @classmethod
     def check(cls, topology: Topology) -> None:
         """Can it run on this topology?
+
+        Raises:
+            UsageError: no.
+        """
+        return
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, float]) -> None:
+        """Will these values do? (That there are such names was looked at.)
 
         Raises:
             UsageError: no.

@@ -135,7 +135,7 @@ class Network:
             initial=initial,
             incarnation=incarnation,
             weight=float(self.problem.weights[rank]),
-            **self.settings,
+            **{"options": ALGORITHMS[self.name].options, **self.settings},
         )
         algorithm: Algorithm = ALGORITHMS[self.name](config)
         return Node(algorithm, codec_of(algorithm))
@@ -395,7 +395,7 @@ class Solo:
             topology=topology,
             layout=self.layout,
             initial=self.layout.split(self.x0) if root else None,
-            **settings,
+            **{"options": ALGORITHMS[name].options, **settings},
         )
         self.node: Any = ALGORITHMS[name](self.config)
         self.rank, self.now, self._counter = rank, 0.0, 0
