@@ -7,6 +7,8 @@ from difflib import get_close_matches
 from math import isfinite
 
 from rfast_zmq.algorithms.d_psgd import DPsgd
+from rfast_zmq.algorithms.diloco import DiLoCo
+from rfast_zmq.algorithms.local_sgd import LocalSgd
 from rfast_zmq.algorithms.rfast import RFast
 from rfast_zmq.algorithms.rfast_tree import RFastTree
 from rfast_zmq.algorithms.ring_allreduce import RingAllReduce
@@ -15,7 +17,7 @@ from rfast_zmq.core.interface import Algorithm, NodeConfig
 from rfast_zmq.errors import UsageError
 
 OURS: dict[str, type[Algorithm]] = {kind.name: kind for kind in (RFastTree, RFast)}
-RIVALS: dict[str, type[Algorithm]] = {kind.name: kind for kind in (RingAllReduce, DPsgd, Sgp, Osgp)}
+RIVALS: dict[str, type[Algorithm]] = {kind.name: kind for kind in (RingAllReduce, DPsgd, Sgp, Osgp, LocalSgd, DiLoCo)}
 """What they are compared with."""
 ALGORITHMS = {**OURS, **RIVALS}
 

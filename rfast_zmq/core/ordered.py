@@ -260,13 +260,18 @@ class OwnSteps:
         """A step along the mean of so many samples was taken in every bucket."""
         self.steps, self.rounds = self.steps + 1, self.rounds + samples / self._share
 
-    def change(self, bucket: int, x: Tensor, d: Tensor) -> Tensor:
-        """What a step along ``d`` adds to the model ``x`` of a bucket of parameters (a new tensor). Where models are
-        mixed between two steps, momentum is not."""
+    def after(self, bucket: int, x: Tensor, d: Tensor) -> Tensor:
+        """The model ``x`` of a bucket of parameters after a step along ``d`` (a tensor that is not written to again).
+        Where somebody else moved x since the last step, momentum is not moved."""
         descent, before = self._descents[bucket], self._before[bucket]
         assert descent is not None
-        if before is not None:
+        if before is not None and before is not x:
             descent.moved(x - before)
         after = descent.step(x, d, 1.0, 0.0, self._config.rates(self.rounds))
         self._before[bucket] = after
-        return after - x
+        return after
+
+    def change(self, bucket: int, x: Tensor, d: Tensor) -> Tensor:
+        """What a step along ``d`` adds to the model ``x`` of a bucket of parameters (a new tensor). Where models are
+        mixed between two steps, momentum is not."""
+        return self.after(bucket, x, d) - x
