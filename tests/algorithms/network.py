@@ -43,6 +43,7 @@ from rfast_zmq.core.events import (
     Transmit,
 )
 from rfast_zmq.core.interface import Algorithm
+from rfast_zmq.core.ring import Ring
 from rfast_zmq.task.flat import Layout
 from rfast_zmq.topology import Topology, build, from_edges
 from rfast_zmq.wire import Codec
@@ -60,6 +61,25 @@ def topology_of(family: str, nodes: int) -> Topology:
     pull = [(1, others[0]), *pairwise(others), (others[-1], others[0])]
     push = [(rank, 1) for rank in others] + [(others[0], others[-1])]
     return from_edges("split-roots", nodes, pull, push)
+
+
+SHORT = {"local_steps": 2.0, "outer_momentum": 0.5}
+
+
+def shape_for(name: str, shape: str) -> str:
+    """A ring for an algorithm that runs on nothing else."""
+    return "ring" if issubclass(ALGORITHMS[name], Ring) else shape
+
+
+def options_for(name: str) -> dict[str, float]:
+    """An algorithm's defaults, but for few local steps and little outer momentum: the schedules here are short."""
+    options = ALGORITHMS[name].options
+    return {**options, **{option: value for option, value in SHORT.items() if option in options}}
+
+
+def given_options(name: str) -> tuple[str, ...]:
+    """The same as a user gives them."""
+    return tuple(f"{option}={value}" for option, value in options_for(name).items())
 
 
 class Quadratic:
@@ -135,7 +155,7 @@ class Network:
             initial=initial,
             incarnation=incarnation,
             weight=float(self.problem.weights[rank]),
-            **{"options": ALGORITHMS[self.name].options, **self.settings},
+            **{"options": options_for(self.name), **self.settings},
         )
         algorithm: Algorithm = ALGORITHMS[self.name](config)
         return Node(algorithm, codec_of(algorithm))

@@ -20,14 +20,10 @@ from rfast_zmq.task.flat import Entry, Group, Layout
 from rfast_zmq.topology import Topology, build
 from tests.loopback.tasks import Line
 
-from .network import Network, Quadratic, topology_of
+from .network import Network, Quadratic, given_options, shape_for, topology_of
 
 LR, ROUNDS = 0.2, 12
 SYNCHRONOUS = [name for name in RIVALS if name != "osgp"]
-
-
-def shape_for(name: str, shape: str) -> str:
-    return "ring" if name == "ring-allreduce" else shape
 
 
 def lockstep(net: Network, rounds: int, seed: int = 0) -> None:
@@ -153,10 +149,10 @@ def test_at_the_end_the_root_has_the_mean_of_the_models(name: str) -> None:
     net.close(0.3)  # the last words repeat themselves
     each = models(net)
     each[0] = np.concatenate([x.numpy() for x in net.nodes[0].algorithm._x])  # what it had itself
-    if name == "ring-allreduce":
-        assert net.model().tolist() == each[0].tolist()
-    else:
+    if RIVALS[name].judged_by_mean:
         np.testing.assert_allclose(net.model(), each.mean(0), rtol=1e-12, atol=1e-12)
+    else:
+        assert net.model().tolist() == each[0].tolist()
 
 
 @pytest.mark.parametrize("name", RIVALS)
@@ -172,6 +168,7 @@ def test_who_is_fast_waits_for_who_is_slow_and_that_is_counted(name: str) -> Non
             compute="constant:0.1",
             straggler=("3:5",),
             samples=1600,
+            algorithm_option=given_options(name),
         ),
     )
     assert plan.settings.report == 8  # the whole share of a round

@@ -25,6 +25,7 @@ from rfast_zmq.results import Point
 from rfast_zmq.settings import Settings
 from rfast_zmq.task import Task
 from rfast_zmq.transport import RECEIVED_MOST, Addresses
+from tests.algorithms.network import given_options
 from tests.loopback.tasks import Line
 
 OPTIMUM = torch.arange(1.0, 9.0)
@@ -163,7 +164,15 @@ async def test_three_nodes_train_and_leave_without_ever_blocking(folder: Path, a
 async def test_the_rivals_train_and_leave_without_ever_blocking(folder: Path, algorithm: str) -> None:
     """At a fixed step gossip on uneven data ends beside the optimum."""
     run = Nodes(
-        folder, Line, algorithm=algorithm, topology="ring", report_batch=None, samples=3000, lr=0.05, optimizer="sgd"
+        folder,
+        Line,
+        algorithm=algorithm,
+        topology="ring",
+        report_batch=None,
+        samples=3000,
+        lr=0.05,
+        optimizer="sgd",
+        algorithm_option=given_options(algorithm),
     )
     assert await run.run() == [None] * 3
     assert run.model == pytest.approx(OPTIMUM, abs=0.3)
