@@ -43,7 +43,7 @@ from rfast_zmq.errors import UsageError
 class LocalSgd(Ring):
     """One node of local SGD. See the module.
 
-    A subclass may say otherwise what is averaged, and what follows from the mean.
+    A subclass may say otherwise what the mean is of, and what follows from it.
     """
 
     name: ClassVar[str] = "local-sgd"
@@ -54,7 +54,7 @@ class LocalSgd(Ring):
         self._local_steps = int(config.options["local_steps"])
         self._steps = OwnSteps(config)
         self._local: list[Tensor | None] = [None] * self.buckets
-        """This node's own model; None: the averaged one, ``_x``."""
+        """This node's own model, since its first step from the averaged one, ``_x``; None: before that."""
         self._taken = 0
         """Local steps since the last averaging."""
 
@@ -89,8 +89,8 @@ class LocalSgd(Ring):
         self._taken += 1
         if self._taken < self._local_steps:
             return []
-        local = (x for x in self._local if x is not None)
-        return self._reduce(tuple(self._part_of(b, x) if self._is_parameters(b) else x for b, x in enumerate(local)))
+        own = [x for x in self._local if x is not None]
+        return self._reduce(tuple(self._part_of(b, x) if self._is_parameters(b) else x for b, x in enumerate(own)))
 
     def _reduced(self, means: tuple[Tensor, ...]) -> None:
         self._x = [self._following_x(b, mean) if self._is_parameters(b) else mean for b, mean in enumerate(means)]

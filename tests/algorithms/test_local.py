@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from rfast_zmq import Plan, Settings, Simulator
 from rfast_zmq.algorithms import ALGORITHMS, NodeConfig, options_of
@@ -18,7 +18,7 @@ from rfast_zmq.topology import build
 from tests.loopback.tasks import Line
 
 from .network import Network, Quadratic, topology_of
-from .test_rivals import descent, lockstep, models
+from .test_rivals import lockstep, models
 
 BOTH = ["local-sgd", "diloco"]
 H, MEANS, LR = 3, 4, 0.2
@@ -54,6 +54,7 @@ def test_local_sgd_is_its_recursion(weights: Any, seed: int) -> None:
     for _ in range(MEANS):
         x = w @ local_steps(net.problem, x, H) / w.sum()
     np.testing.assert_allclose(models(net), everybody(x), rtol=1e-12)
+    net.check_nothing_was_written_to()
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -67,6 +68,7 @@ def test_diloco_is_its_recursion(weights: Any, seed: int) -> None:
         m = 0.9 * m + change
         x = x - 0.7 * (change + 0.9 * m)
     np.testing.assert_allclose(models(net), everybody(x), rtol=1e-12)
+    net.check_nothing_was_written_to()
 
 
 INNER = {
@@ -146,7 +148,7 @@ def test_after_a_mean_all_have_the_same_bits_and_keep_that_model_until_the_next(
     lockstep(net, H - 1)
     np.testing.assert_array_equal(models(net), after)
     at = [np.concatenate([t.numpy() for t in node.algorithm._at()]) for node in net.nodes]
-    assert all((x != y).any() for x, y in zip(at, at[1:], strict=False)), "each goes on from there by itself"
+    assert all((x != y).any() for x, y in pairwise(at)), "each goes on from there by itself"
 
 
 @pytest.mark.parametrize("name", BOTH)
