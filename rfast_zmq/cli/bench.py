@@ -1,10 +1,12 @@
-"""``rfast bench``: the node beside plain PyTorch and ZeroMQ, measured on this machine."""
+"""``rfast bench``: the node beside plain PyTorch and ZeroMQ; the algorithms side by side."""
 
 from __future__ import annotations
 
 import json as jsons
+import os
 import sys
 from inspect import signature
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
@@ -16,8 +18,8 @@ if TYPE_CHECKING:
 
 bench = App(
     name="bench",
-    help="The node beside plain PyTorch and ZeroMQ, real processes on this machine.",
-    default_parameter=Parameter(negative=()),
+    help="The node beside plain PyTorch and ZeroMQ, and the algorithms side by side, on this machine.",
+    default_parameter=Parameter(negative=(), consume_multiple=True),
 )
 
 
@@ -133,9 +135,93 @@ def stall(
     _show(measure(options, _tell), json)
 
 
+@bench.command
+def run(
+    suite: str,
+    /,
+    *,
+    out: Path,
+    part: tuple[str, ...] = (),
+    only: tuple[str, ...] = (),
+    cells: tuple[str, ...] = (),
+    tables: tuple[str, ...] = ("fixed", "own"),
+    seeds: Annotated[int | None, WHOLE] = None,
+    first_seed: Annotated[int, WHOLE] = 0,
+    jobs: Annotated[int | None, WHOLE] = None,
+    mnist: Path | None = None,
+    cifar10: Path | None = None,
+    text: Path | None = None,
+) -> int:
+    """The algorithms side by side on the same ground: each at its best lr, over paired seeds. It can be resumed.
+
+    Parameters
+    ----------
+    suite
+        quick, paper, charlm, slow-links or scale.
+    out
+        Folder of the results; what is there already is not run again.
+    part
+        Of the suite paper: a, b, c.
+    only
+        These algorithms only, by their name in the tables.
+    cells
+        These conditions only, such as label/straggler or iid/even.
+    tables
+        fixed: the same B for all, each at its best lr; own: each at its best B and lr.
+    seeds
+        How many are reported; if not given, 10 in virtual time and 5 in real processes.
+    first_seed
+        The first of them; those from 1000 on are for tuning.
+    jobs
+        Simulated runs at a time; if not given, one for each CPU.
+    mnist
+        MNIST, a .npz file (see nodes/mnist.py).
+    cifar10
+        CIFAR-10, a .npz file (see nodes/cifar10.py).
+    text
+        A text file (see nodes/charlm.py).
+    """
+    from rfast_zmq.bench.suites.catalogue import suite as named
+    from rfast_zmq.bench.suites.runner import Choice, Runner
+    from rfast_zmq.bench.suites.store import Store
+
+    files = {"mnist": mnist, "cifar10": cifar10, "text": text}
+    chosen = named(suite)
+    choice = Choice(
+        seeds=seeds,
+        first_seed=first_seed,
+        parts=part,
+        only=only,
+        cells=cells,
+        tables=tables,
+        jobs=(os.cpu_count() or 1) if jobs is None else jobs,
+        data={name: str(path) for name, path in files.items() if path is not None},
+    )
+    Runner(chosen, choice, Store(out, chosen.name), _tell).run()
+    return 0
+
+
+@bench.command
+def report(folder: Path, /, *, page: Path | None = None) -> int:
+    """Tables and pictures of what a suite found.
+
+    Parameters
+    ----------
+    folder
+        What was given to --out of rfast bench run; report.md and the pictures are written there.
+    page
+        A Markdown page whose parts between the marks of this suite are replaced; its pictures go to images beside it.
+    """
+    from rfast_zmq.bench.suites.report import write
+
+    for path in write(folder, page):
+        print(f"written: {path}")
+    return 0
+
+
 def own_options() -> list[str]:
     """The names of all flags of this verb, without dashes."""
-    flags = {name for command in (transport, overhead, stall) for name in signature(command).parameters}
+    flags = {name for command in (transport, overhead, stall, run, report) for name in signature(command).parameters}
     return sorted(name.replace("_", "-") for name in flags)
 
 

@@ -1,0 +1,105 @@
+"""One run of a suite, in virtual time or in real processes, as a line of ``runs.jsonl``."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict
+from functools import cache
+from math import inf, isfinite
+from pathlib import Path
+from typing import Any
+
+from rfast_zmq.bench.suites.ground import Job
+from rfast_zmq.bench.suites.tuning import Score
+from rfast_zmq.errors import UsageError
+from rfast_zmq.launch import run
+from rfast_zmq.results import Point, Result, versions
+from rfast_zmq.simulate import Simulator
+
+Row = dict[str, Any]
+POINT = ("time_s", "samples", "bytes_sent", "accuracy", "loss")
+"""What is kept of an evaluation, in this order."""
+
+
+def perform(job: Job) -> Row:
+    """Run it to its end. A run that the algorithm refuses gives a row that says why under ``stops``.
+
+    Raises:
+        KeyboardInterrupt: the user ended a real run.
+        RfastError: a task or a node failed.
+    """
+    settings = job.settings()
+    row: Row = {
+        "key": job.key,
+        "ground": job.ground.name,
+        "cell": job.cell.key,
+        "contestant": job.contestant.label,
+        "lr": job.lr,
+        "batch": job.batch,
+        "seed": job.seed,
+        "simulated": job.simulated,
+        "settings": {**asdict(settings), "data": job.data and Path(job.data).name},
+        "versions": versions(),
+        "processor": processor(),
+    }
+    try:
+        plan = job.plan()
+    except UsageError as error:
+        if job.cell.loss:  # the only condition of a suite that an algorithm may refuse
+            return row | {"stops": str(error)}
+        raise
+    if job.simulated:
+        alone, ground = job.contestant.alone, job.ground
+        line = inf if alone else ground.bytes_per_s
+        simulation = Simulator(plan, latency_s=0.0 if alone else ground.latency_s, bytes_per_s=line).run()
+        return row | _found(simulation.result, simulation.points)
+    done = run(plan)
+    if done.interrupted:
+        raise KeyboardInterrupt
+    return row | _found(done.result, done.points)
+
+
+def score(row: Row) -> Score:
+    """How good a run was: the sooner at the target the better; if it never was there, the higher its accuracy."""
+    never = row.get("target_s") is None
+    return (inf if never else row["target_s"]), -(row.get("accuracy") or 0.0)
+
+
+def _found(result: Result, points: list[Point]) -> Row:
+    at_target = next((p for p in points if p.samples == result.target_samples), None)
+    n = len(result.per_node)
+    waited = [node.get("waited_s", 0.0) for node in result.per_node]
+    return {
+        "target_s": result.target_s,
+        "target_samples": result.target_samples,
+        "target_bytes": at_target and at_target.bytes_sent,
+        "accuracy": _number(result.accuracy),
+        "loss": _number(result.loss),
+        "wall_s": result.wall_s,
+        "samples": result.samples,
+        "bytes": result.bytes_sent,
+        "cpu_s": result.cpu_s,
+        "waited_share": sum(waited) / (n * result.wall_s) if n and result.wall_s else None,
+        "staleness_rounds": _number(result.staleness_rounds),
+        "identity_error": _number(result.identity_error),
+        "trouble": result.trouble,
+        "missing": result.missing,
+        "points": [[_number(getattr(p, name)) for name in POINT] for p in points],
+    }
+
+
+@cache
+def processor() -> str:
+    """The name of the CPU, where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _number(value: float | None) -> float | None:
+    if value is None or not isfinite(value):
+        return None
+    return float(f"{value:.7g}") if isinstance(value, float) else value

@@ -1,0 +1,267 @@
+"""Runs a suite: the search for each contestant's best lr, then the runs that are reported. What is there stays.
+
+Virtual time goes first, several runs side by side in processes of their own. Real runs follow one after the other, the
+contestants in turn within each seed, so that what else the machine does meets all of them alike.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from math import isfinite
+from statistics import median
+
+from rfast_zmq.bench.suites.catalogue import Block, Suite
+from rfast_zmq.bench.suites.ground import ALONE, Cell, Contestant, Ground, Job
+from rfast_zmq.bench.suites.perform import Row, perform, score
+from rfast_zmq.bench.suites.store import Store
+from rfast_zmq.bench.suites.tuning import Score, Tuned, best_batch, best_lr
+from rfast_zmq.errors import UsageError
+from rfast_zmq.launch.loopback import process_context
+
+TUNING_SEEDS = (1000, 1001)
+ALONE_CELL = Cell(split="iid", speeds="even")
+FIXED, OWN = "fixed", "own"
+"""The two tables: B given and lr at its best; B and lr at their best."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What of a suite is run.
+
+    Attributes:
+        seeds: how many that are reported; None: as many as the suite says.
+        first_seed: the first of them.
+        parts: of the suite; empty: all.
+        only: labels of contestants; empty: all.
+        cells: keys of cells; empty: all.
+        tables: of :data:`FIXED` and :data:`OWN`.
+        jobs: simulated runs at a time.
+        data: paths of the data files by name.
+    """
+
+    seeds: int | None = None
+    first_seed: int = 0
+    parts: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    cells: tuple[str, ...] = ()
+    tables: tuple[str, ...] = (FIXED, OWN)
+    jobs: int = os.cpu_count() or 1
+    data: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A contestant in a cell of a block, in one of the tables."""
+
+    block: Block
+    cell: Cell
+    contestant: Contestant
+    table: str
+
+    @property
+    def ground(self) -> Ground:
+        return self.block.ground
+
+
+class Runner:
+    """One suite, or the chosen part of it.
+
+    Args:
+        suite: which.
+        choice: what of it.
+        store: where results go, and come from.
+        tell: called with a line of progress.
+
+    Raises:
+        UsageError: a part, contestant or cell that the suite does not have, a data file that is missing.
+    """
+
+    def __init__(self, suite: Suite, choice: Choice, store: Store, tell: Callable[[str], None]) -> None:
+        self.choice, self.store, self._tell = choice, store, tell
+        self.blocks = chosen_blocks(suite, choice)
+        for block in self.blocks:
+            self._data(block.ground)
+        self._searches: dict[str, asyncio.Task[Tuned]] = {}
+        self._asked: dict[str, asyncio.Task[Row]] = {}
+        self._began, self._ran, self._skipped = time.monotonic(), 0, 0
+
+    def run(self) -> None:
+        """To the end. Ctrl-C loses only the runs that are under way."""
+        later = asyncio.run(self._in_virtual_time())
+        for job in later:
+            self._note(job, perform(job))
+        self._tell(f"{self._clock()} done: {self._ran} runs, {self._skipped} were there")
+
+    # ------------------------------------------------------------------------------- virtual time
+
+    async def _in_virtual_time(self) -> list[Job]:
+        """Everything that is simulated; what is left to do in real processes, in order."""
+        pool = ProcessPoolExecutor(self.choice.jobs, process_context(), _quiet)
+        self._pool = pool
+        try:
+            entries = list(self._entries())
+            tuned = await asyncio.gather(*map(self._enter, entries))
+        except BaseException:
+            for process in list(pool._processes.values()):  # a run under way is lost, and nobody waits for it
+                process.terminate()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        pool.shutdown()
+        later: dict[str, Job] = {}
+        for block in self.blocks:
+            for cell in block.cells:
+                for seed in self._seeds(block.ground):
+                    for entry, found in zip(entries, tuned, strict=True):
+                        if entry.block is block and entry.cell == cell and not _virtual(entry):
+                            job = self._job(entry, found.batch, found.lr, seed, simulated=False)
+                            later[job.key] = job
+        self._skipped += sum(key in self.store.runs for key in later)
+        return [job for key, job in later.items() if key not in self.store.runs]
+
+    def _entries(self) -> Iterable[Entry]:
+        for block in self.blocks:
+            for table in self.choice.tables:
+                cells = block.cells if table == FIXED else block.own_cells
+                cells = tuple(c for c in cells if not self.choice.cells or c.key in self.choice.cells)
+                for contestant in block.contestants:
+                    if self.choice.only and contestant.label not in (*self.choice.only, ALONE):
+                        continue
+                    if block.ground.nodes > contestant.nodes_most:
+                        continue
+                    for cell in (ALONE_CELL,) if contestant.alone and cells else cells:
+                        yield Entry(block, cell, contestant, table)
+
+    async def _enter(self, entry: Entry) -> Tuned:
+        """Find the best lr, then run all seeds in virtual time if that is where this ground is."""
+        tuned = await self._tuned(entry)
+        self.store.add_tuned(
+            {
+                "ground": entry.ground.name,
+                "cell": entry.cell.key,
+                "contestant": entry.contestant.label,
+                "table": entry.table,
+                "batch": tuned.batch,
+                "lr": tuned.lr,
+                "open_end": tuned.open_end,
+                "tried": [[b, lr, s if isfinite(s) else None, -a] for (b, lr), (s, a) in sorted(tuned.tried.items())],
+            }
+        )
+        if _virtual(entry):
+            jobs = [self._job(entry, tuned.batch, tuned.lr, seed, simulated=True) for seed in self._seeds(entry.ground)]
+            await asyncio.gather(*map(self._simulated, jobs))
+        return tuned
+
+    async def _tuned(self, entry: Entry) -> Tuned:
+        """One search for all cells of a split and speeds."""
+        name = f"{entry.ground.name} {entry.cell.tuned_as.key} {entry.contestant.label} {entry.table}"
+        if name not in self._searches:
+            self._searches[name] = asyncio.create_task(self._search(replace(entry, cell=entry.cell.tuned_as)))
+        return await self._searches[name]
+
+    async def _search(self, entry: Entry) -> Tuned:
+        async def ask(batch: int, lr: float) -> Score:
+            seeds = TUNING_SEEDS[: entry.block.tuning_seeds]
+            jobs = [self._job(entry, batch, lr, seed, simulated=True) for seed in seeds]
+            scores = [score(row) for row in await asyncio.gather(*map(self._simulated, jobs))]
+            return median(s for s, _ in scores), median(a for _, a in scores)
+
+        if entry.table == FIXED:
+            return await best_lr(ask, entry.ground.batch, entry.contestant.lr)
+        first = await self._tuned(replace(entry, table=FIXED))
+        return await best_batch(ask, first, least=entry.ground.nodes)
+
+    async def _simulated(self, job: Job) -> Row:
+        if job.key not in self._asked:
+            self._asked[job.key] = asyncio.create_task(self._simulate(job))
+        return await self._asked[job.key]
+
+    async def _simulate(self, job: Job) -> Row:
+        if (row := self.store.runs.get(job.key)) is not None:
+            self._skipped += 1
+            return row
+        row = await asyncio.get_running_loop().run_in_executor(self._pool, perform, job)
+        self._note(job, row)
+        return row
+
+    # ------------------------------------------------------------------------------------ both
+
+    def _job(self, entry: Entry, batch: int, lr: float, seed: int, *, simulated: bool) -> Job:
+        lr = float(f"{lr:.6g}")
+        data = self._data(entry.ground)
+        return Job(
+            ground=entry.ground, cell=entry.cell, contestant=entry.contestant, lr=lr, batch=batch, seed=seed,
+            simulated=simulated, data=data,
+        )  # fmt: skip
+
+    def _data(self, ground: Ground) -> str | None:
+        if ground.data is None:
+            return None
+        if ground.data not in self.choice.data:
+            raise UsageError(f"--{ground.data} is missing: {ground.title} needs the file; see nodes/{ground.task}")
+        return self.choice.data[ground.data]
+
+    def _seeds(self, ground: Ground) -> range:
+        count = self.choice.seeds or (10 if ground.simulated else 5)
+        return range(self.choice.first_seed, self.choice.first_seed + count)
+
+    def _note(self, job: Job, row: Row) -> None:
+        self.store.add(row)
+        self._ran += 1
+        unit = "virtual s" if job.simulated else "s"
+        if "stops" in row:
+            found = "stops"
+        elif row["target_s"] is not None:
+            found = f"{row['target_s']:.3g} {unit} to {job.ground.target:g}"
+        elif row["trouble"] is not None:
+            found = f"diverged at rank {row['trouble']}"
+        else:
+            found = f"{row['accuracy'] or 0:.3f} after {row['samples']:,} samples, {row['wall_s']:.3g} {unit}"
+        kind = "tuning, " if job.seed in TUNING_SEEDS else ""
+        self._tell(f"{self._clock()} run {self._ran}: {kind}{job.title}: {found}")
+
+    def _clock(self) -> str:
+        minutes, seconds = divmod(int(time.monotonic() - self._began), 60)
+        return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+
+
+def chosen_blocks(suite: Suite, choice: Choice) -> list[Block]:
+    """The blocks of the chosen parts, with the names that were given checked against what there is.
+
+    Raises:
+        UsageError: one that there is not.
+    """
+    parts = sorted({block.part for block in suite.blocks if block.part})
+    for part in choice.parts:
+        if part not in parts:
+            has = f"{suite.name} has {', '.join(parts)}" if parts else f"{suite.name} has no parts; leave it out"
+            raise UsageError(f"--part {part}: {has}")
+    blocks = [block for block in suite.blocks if not choice.parts or block.part in choice.parts]
+    labels = list(dict.fromkeys(c.label for block in blocks for c in block.contestants if not c.alone))
+    cells = list(dict.fromkeys(cell.key for block in blocks for cell in block.cells))
+    for flag, given, there in (("only", choice.only, labels), ("cells", choice.cells, cells)):
+        for name in given:
+            if name not in there:
+                raise UsageError(f"--{flag} {name}: one of {', '.join(there)}")
+    if choice.seeds is not None and choice.seeds < 1:
+        raise UsageError(f"--seeds {choice.seeds}: must be 1 or more")
+    if choice.jobs < 1:
+        raise UsageError(f"--jobs {choice.jobs}: must be 1 or more")
+    for table in choice.tables:
+        if table not in (FIXED, OWN):
+            raise UsageError(f"--tables {table}: {FIXED} or {OWN}")
+    return blocks
+
+
+def _virtual(entry: Entry) -> bool:
+    return entry.ground.simulated or entry.contestant.alone
+
+
+def _quiet() -> None:
+    """Ctrl-C is the parent's to answer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

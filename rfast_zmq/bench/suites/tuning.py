@@ -1,0 +1,95 @@
+"""The best lr, and the best B with it, by search on grids whose ends are never the best. Whoever asks does the runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from math import inf, sqrt
+
+EXTENSIONS_MOST = 8
+"""So often a grid is made longer at an end that was best."""
+
+Score = tuple[float, float]
+"""(seconds to the target, minus the accuracy at the end): the smaller the better; never reached is infinite."""
+Ask = Callable[[int, float], Awaitable[Score]]
+"""(B, lr) to its score."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a search found.
+
+    Attributes:
+        batch, lr: the best.
+        score: of them.
+        tried: every (B, lr) with its score.
+        open_end: the best lr or B is at the end of its grid, which was made as long as it may get.
+    """
+
+    batch: int
+    lr: float
+    score: Score
+    tried: dict[tuple[int, float], Score]
+    open_end: bool
+
+
+async def best_lr(ask: Ask, batch: int, start: float) -> Tuned:
+    """Factors of two around ``start``, more of them while the best is at an end; then √2 to both sides of the best.
+
+    Args:
+        ask: scores a B and lr.
+        batch: B.
+        start: lr to begin with.
+    """
+
+    async def at(lr: float) -> Score:
+        return await ask(batch, lr)
+
+    found, open_end = await _climb(at, start, 2.0)
+    best = min(found, key=found.__getitem__)
+    near = [best / sqrt(2), best * sqrt(2)]
+    found |= dict(zip(near, await asyncio.gather(*map(at, near)), strict=True))
+    best = min(found, key=found.__getitem__)
+    return Tuned(batch, best, found[best], {(batch, lr): score for lr, score in sorted(found.items())}, open_end)
+
+
+async def best_batch(ask: Ask, first: Tuned, least: int) -> Tuned:
+    """Factors of two in B from where ``first`` found the best lr, each B at its own best lr.
+
+    Args:
+        ask: scores a B and lr.
+        first: of the B to begin with.
+        least: no B is smaller.
+    """
+    found = {first.batch: first}
+
+    async def at(wanted: float) -> Score:
+        batch = int(wanted)
+        if batch < least:
+            return inf, inf
+        if batch not in found:
+            near = min(found, key=lambda b: (abs(b - batch), b))
+            found[batch] = await best_lr(ask, batch, found[near].lr)
+        return found[batch].score
+
+    scores, open_end = await _climb(at, first.batch, 2.0)
+    best = found[int(min(scores, key=scores.__getitem__))]
+    tried = {pair: score for tuned in found.values() for pair, score in tuned.tried.items()}
+    return Tuned(best.batch, best.lr, best.score, tried, open_end or best.open_end)
+
+
+async def _climb(
+    at: Callable[[float], Awaitable[Score]], start: float, factor: float
+) -> tuple[dict[float, Score], bool]:
+    """Scores of a geometric grid around ``start``, made longer until no end is the best; whether one still is."""
+    grid = [start / factor, start, start * factor]
+    scores = dict(zip(grid, await asyncio.gather(*map(at, grid)), strict=True))
+    for _ in range(EXTENSIONS_MOST):
+        best = min(scores, key=scores.__getitem__)
+        if min(scores) < best < max(scores):
+            return scores, False
+        further = best / factor if best == min(scores) else best * factor
+        scores[further] = await at(further)
+    best = min(scores, key=scores.__getitem__)
+    return scores, not min(scores) < best < max(scores)
