@@ -1,0 +1,215 @@
+"""``rfast bench report``: the tables in Markdown and the pictures, for a folder or into a page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+from rfast_zmq.bench.suites import pictures
+from rfast_zmq.bench.suites.catalogue import suite as named
+from rfast_zmq.bench.suites.ground import SIGMA, STRAGGLER_FACTOR, STRAGGLER_RANK, Ground
+from rfast_zmq.bench.suites.runner import FIXED, OWN
+from rfast_zmq.bench.suites.standings import Reached, Standing, Table, ratios, reached, spread, tables_of
+from rfast_zmq.bench.suites.store import Store
+from rfast_zmq.errors import UsageError
+
+KINDS = {FIXED: "B = {batch}, each at its best lr", OWN: "each at its own best B and lr"}
+
+
+def write(folder: Path, page: Path | None = None) -> list[Path]:
+    """Write ``report.md`` and the pictures into the folder of a suite; or into a page, between its marks.
+
+    Args:
+        folder: of the suite.
+        page: a Markdown file that holds ``<!-- SUITE/GROUND -->`` and ``<!-- end SUITE/GROUND -->`` for each ground
+            that it is to show; its pictures go to ``images/bench`` beside it.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UsageError: no suite, no runs yet, or no mark of this suite on the page.
+    """
+    store = Store(folder, None)
+    tables = tables_of(named(store.suite), store)
+    if not tables:
+        raise UsageError(f"{folder}: no run of {store.suite} is done yet; go on with rfast bench run")
+    grounds = list({t.block.ground.name: t.block.ground for t in tables}.values())
+    images = folder if page is None else page.parent / "images" / "bench"
+    images.mkdir(parents=True, exist_ok=True)
+    text = "" if page is None else _read(page)
+    made: list[Path] = []
+    shown = []
+    for ground in grounds:
+        of_it = [t for t in tables if t.block.ground is ground]
+        mark = f"{store.suite}/{ground.name}"
+        if page is not None and f"<!-- {mark} -->" not in text:
+            continue
+        drawn = pictures.draw(of_it, images, f"{store.suite}-{ground.name}")
+        made += drawn
+        links = [f"{p.relative_to(images if page is None else page.parent)}" for p in drawn]
+        body = section(ground, of_it, reached(of_it), links)
+        shown.append(f"## {ground.title}\n\n{body}")
+        if page is not None:
+            text = _between(text, mark, body, page)
+    if page is None:
+        page, text = folder / "report.md", f"# {store.suite}\n\n" + "\n".join(shown) + _tuning(tables)
+    elif not shown:
+        raise UsageError(f"--page {page}: has no <!-- {store.suite}/{grounds[0].name} -->, nor another ground's mark")
+    page.write_text(text, encoding="utf-8")
+    return [page, *made]
+
+
+def section(ground: Ground, tables: Sequence[Table], figures: Sequence[Reached], links: Sequence[str]) -> str:
+    """All that is to be said of one ground, in Markdown."""
+    parts = [_conditions(ground, tables)]
+    for link in links:
+        parts.append(f"![{Path(link).stem.replace('-', ' ')}]({link})")
+    measured = [f for f in figures if f.values]
+    if measured:
+        lines = ["| figure | to reach | measured | |", "| --- | --- | --- | --- |"]
+        lines += [_figure(f) for f in measured]
+        parts.append("\n".join(lines))
+    for kind in (FIXED, OWN):
+        of_kind = [t for t in tables if t.kind == kind]
+        if of_kind:
+            parts.append(f"### {KINDS[kind].format(batch=ground.batch)}".replace("###", "####"))
+            for table in of_kind:
+                parts.append(f"**{table.cell.title}**")
+                parts.append(_table(table))
+    return "\n\n".join(parts) + "\n"
+
+
+def _conditions(ground: Ground, tables: Sequence[Table]) -> str:
+    rows = [row for t in tables for s in t.standings for row in s.runs.values()]
+    seeds = sorted({row["seed"] for row in rows})
+    processors = sorted({row["processor"] for row in rows})
+    torches = sorted({row["versions"].get("torch", "?") for row in rows})
+    optimizers = {
+        o: [s.contestant.label for s in tables[0].standings if s.contestant.optimizer == o]
+        for o in dict.fromkeys(s.contestant.optimizer for s in tables[0].standings)
+    }
+    how = (
+        f"in virtual time, each node on a line of {ground.bytes_per_s * 8 / 1e6:,.4g} Mbit/s out and in,"
+        f" {ground.latency_s * 1e3:g} ms under way"
+        if ground.simulated
+        else "one process a node on this machine, wall clock from the common start"
+    )
+    most = max(optimizers, key=lambda o: len(optimizers[o]))
+    others = "".join(f" ({', '.join(labels)}: {o})" for o, labels in optimizers.items() if o != most)
+    stragglers = f"node {min(STRAGGLER_RANK, ground.nodes - 1)} takes {STRAGGLER_FACTOR} times as long as the others"
+    return (
+        f"{ground.nodes} nodes, {how}. Computing is emulated: a node needs {ground.share_s:g} s for its share of B ="
+        f" {ground.batch} samples, in proportion for other sizes; with a straggler, {stragglers}; lognormal: each share"
+        f" times a draw with σ = {SIGMA:g}. Optimiser {most}{others}. To an accuracy of {ground.target:g}, or"
+        f" {ground.samples:,} samples. Medians of seeds {_ranges(seeds)} (least to most); ratios are of equal seeds."
+        f" torch {', '.join(torches)}; {', '.join(processors)}."
+    )
+
+
+def _table(table: Table) -> str:
+    ground = table.block.ground
+    unit = "virtual s" if ground.simulated else "s"
+    own = table.kind == OWN
+    reference = table.named(table.block.reference)
+    base = reference.values("target_s") if reference else {}
+    end = table.cell.to_the_end
+    head = ["algorithm", *(["B"] if own else []), "lr"]
+    if end:
+        head += ["accuracy", "loss", unit]
+    else:
+        head += [f"{unit} to {ground.target:g}"]
+        head += [f"{table.block.reference} ÷ it"] if base else []
+        head += ["samples", "MB sent"]
+    head += ["waited", *([] if ground.simulated else ["CPU s"])]
+    lines = [head, ["---"] * len(head)]
+    for s in table.standings:
+        lr = f"{s.lr:.3g}" + (" (end of grid)" if s.open_end else "")
+        row = [f"`{s.contestant.label}`", *([f"{s.batch}"] if own else []), lr]
+        if s.stops:
+            lines.append([*row, "stops", *[""] * (len(head) - len(row) - 1)])
+            continue
+        if end:
+            row += [spread(s.values(name).values(), "{:.4f}".format) for name in ("accuracy", "loss")]
+            row += [spread(s.values("wall_s").values(), "{:.3g}".format)]
+        else:
+            row += [_time(s)]
+            row += [spread(ratios(base, s.values("target_s")), "{:.2f}".format)] if base else []
+            row += [spread(s.values("target_samples").values(), "{:,.0f}".format)]
+            row += [spread((v and v / 1e6 for v in s.values("target_bytes").values()), "{:,.0f}".format)]
+        row += [_middle(s, "waited_share", "{:.0%}")]
+        row += [] if ground.simulated else [_middle(s, "cpu_s", "{:.3g}")]
+        lines.append(row)
+    if table.alone is not None and not end:
+        alone = table.alone
+        settings = [*([f"{alone.batch}"] if own else []), f"{alone.lr:.3g}"]
+        samples = spread(alone.values("target_samples").values(), "{:,.0f}".format)
+        limit = spread(table.limit_s().values(), "{:.3g}".format)
+        waits = spread(ratios(base, table.limit_s()), "{:.2f}".format)
+        blank = [""] * (1 if ground.simulated else 2)
+        times = [("no-wait limit", limit, waits)]
+        times += [("one machine", _time(alone), spread(ratios(base, alone.values("target_s")), "{:.2f}".format))]
+        for name, time_s, over in times:
+            lines.append([f"*{name}*", *settings, time_s, *([over] if base else []), samples, "", *blank])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _time(s: Standing) -> str:
+    """To the target; of a run that never was there, where it ended."""
+    if s.median_s() == float("inf"):
+        diverged = sum(row.get("trouble") is not None for row in s.runs.values())
+        ended = _middle(s, "accuracy", "{:.3f}")
+        return f"never ({f'diverged in {diverged} of {len(s.runs)}' if diverged else f'{ended} at the end'})"
+    return spread(s.values("target_s").values(), "{:.3g}".format)
+
+
+def _middle(s: Standing, name: str, form: str) -> str:
+    found = [v for v in s.values(name).values() if v is not None]
+    return form.format(median(found)) if found else "–"
+
+
+def _figure(f: Reached) -> str:
+    aim = f.aim
+    where = f"{aim.cell.title}{', own B and lr' if aim.table == OWN else ''}"
+    over = {"time": f" against `{aim.over}`", "cpu": f" ÷ that of `{aim.over}`"}.get(aim.kind, "")
+    sign = "≤" if aim.kind in ("cpu", "accuracy") else "≥"
+    own = f" ({f.label.partition(', ')[2]})" if len(aim.ours) > 1 else ""
+    unit = " ×" if aim.kind == "time" else ""
+    goal = f"{sign} {aim.least:g}{unit}" if aim.least else "stated"
+    verdict = "" if not aim.least else "reached" if f.reached else "**not reached**"
+    return f"| {aim.what}{own}{over}; {where} | {goal} | {spread(f.values, '{:.2f}'.format)}{unit} | {verdict} |"
+
+
+def _tuning(tables: Sequence[Table]) -> str:
+    """Every best lr with what its grid said, for the report of the folder."""
+    lines = ["", "## Tuning", "", "Lr and B were searched on seeds 1000 and up, in virtual time: factors of 2 until no"]
+    lines += ["end of the grid is the best, then √2 to both sides. tuned.jsonl holds every score.", ""]
+    ends = sorted({s.contestant.label for t in tables for s in t.standings if s.open_end})
+    lines += [f"At the end of its grid: {', '.join(ends) or 'none'}.", ""]
+    return "\n".join(lines)
+
+
+def _ranges(seeds: Sequence[int]) -> str:
+    if len(seeds) > 1 and seeds[-1] - seeds[0] == len(seeds) - 1:
+        return f"{seeds[0]} to {seeds[-1]}"
+    return ", ".join(map(str, seeds))
+
+
+def _read(page: Path) -> str:
+    try:
+        return page.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(
+            f"--page {page}: {error.strerror}; give a Markdown file with the marks of this suite"
+        ) from None
+
+
+def _between(text: str, mark: str, body: str, page: Path) -> str:
+    begin, end = f"<!-- {mark} -->", f"<!-- end {mark} -->"
+    if end not in text:
+        raise UsageError(f"--page {page}: {begin} has no {end} after it")
+    return re.sub(
+        re.escape(begin) + ".*?" + re.escape(end), lambda _: f"{begin}\n\n{body}\n{end}", text, count=1, flags=re.DOTALL
+    )
