@@ -171,7 +171,7 @@ def run(
     seeds
         How many are reported; if not given, 10 in virtual time and 5 in real processes.
     first_seed
-        The first of them; those from 1000 on are for tuning.
+        The first of them; 1000 and 1001 are for tuning.
     jobs
         Simulated runs at a time; if not given, one for each CPU.
     mnist
@@ -221,8 +221,9 @@ def report(folder: Path, /, *, page: Path | None = None) -> int:
 
 def own_options() -> list[str]:
     """The names of all flags of this verb, without dashes."""
-    flags = {name for command in (transport, overhead, stall, run, report) for name in signature(command).parameters}
-    return sorted(name.replace("_", "-") for name in flags)
+    verbs = (transport, overhead, stall, run, report)
+    found = [p for verb in verbs for p in signature(verb).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    return sorted({p.name.replace("_", "-") for p in found})
 
 
 def _tell(line: str) -> None:

@@ -250,6 +250,11 @@ def chosen_blocks(suite: Suite, choice: Choice) -> list[Block]:
                 raise UsageError(f"--{flag} {name}: one of {', '.join(there)}")
     if choice.seeds is not None and choice.seeds < 1:
         raise UsageError(f"--seeds {choice.seeds}: must be 1 or more")
+    last = choice.first_seed + (choice.seeds or 10)
+    if choice.first_seed < 0 or (choice.first_seed < TUNING_SEEDS[-1] + 1 and last > TUNING_SEEDS[0]):
+        raise UsageError(
+            f"--first-seed {choice.first_seed}: seeds {TUNING_SEEDS[0]} and {TUNING_SEEDS[-1]} are for tuning; try 0"
+        )
     if choice.jobs < 1:
         raise UsageError(f"--jobs {choice.jobs}: must be 1 or more")
     for table in choice.tables:

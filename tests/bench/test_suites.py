@@ -1,0 +1,317 @@
+"""``rfast bench run`` and ``report``: the search, what is stored and resumed, what the tables say, what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from math import inf, log2
+from pathlib import Path
+from shutil import copytree
+from statistics import median
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rfast_zmq.bench.suites import catalogue
+from rfast_zmq.bench.suites.catalogue import SUITES, Aim, Block, Suite
+from rfast_zmq.bench.suites.ground import ALONE, Cell, Contestant, Ground, Job, no_wait_rate
+from rfast_zmq.bench.suites.perform import perform
+from rfast_zmq.bench.suites.report import write
+from rfast_zmq.bench.suites.runner import FIXED, OWN, Choice, Runner
+from rfast_zmq.bench.suites.standings import ratios, reached, spread, tables_of
+from rfast_zmq.bench.suites.store import RUNS, Store
+from rfast_zmq.bench.suites.tuning import Score, best_batch, best_lr
+from rfast_zmq.cli import main
+
+# ------------------------------------------------------------------------------------------ search
+
+
+@given(best=st.floats(-9, 9), start=st.floats(-3, 3))
+def test_the_search_ends_within_a_quarter_octave_of_the_best_lr_and_never_at_the_end_of_its_grid(
+    best: float, start: float
+) -> None:
+    async def ask(batch: int, lr: float) -> Score:
+        return abs(log2(lr) - best), 0.0
+
+    tuned = asyncio.run(best_lr(ask, 64, 2**start))
+    lrs = [lr for _, lr in tuned.tried]
+    if not tuned.open_end:
+        assert min(lrs) < tuned.lr < max(lrs)
+        assert abs(log2(tuned.lr) - best) <= 0.25 + 1e-9
+    else:
+        assert abs(best - start) > 7, "so far from the start is as far as the grid is made longer"
+
+
+def test_a_grid_whose_end_stays_the_best_says_so() -> None:
+    async def the_smaller_the_better(batch: int, lr: float) -> Score:
+        return lr, 0.0
+
+    assert asyncio.run(best_lr(the_smaller_the_better, 64, 1.0)).open_end
+
+
+def test_where_the_target_is_never_reached_the_accuracy_decides() -> None:
+    async def ask(batch: int, lr: float) -> Score:
+        return inf, abs(log2(lr) - 2)
+
+    assert asyncio.run(best_lr(ask, 64, 1.0)).lr == pytest.approx(4.0)
+
+
+def test_each_batch_has_its_own_best_lr_and_none_is_smaller_than_allowed() -> None:
+    async def ask(batch: int, lr: float) -> Score:
+        return 1 + abs(log2(lr * 256 / batch)) + abs(log2(batch / 32)), 0.0
+
+    async def search(least: int) -> tuple[int, float]:
+        found = await best_batch(ask, await best_lr(ask, 256, 1.0), least)
+        assert all(batch >= least for batch, _ in found.tried)
+        return found.batch, found.lr
+
+    assert asyncio.run(search(8)) == (32, pytest.approx(1 / 8))
+    assert asyncio.run(search(64)) == (64, pytest.approx(1 / 4))
+
+
+# ------------------------------------------------------------------------------------- a toy suite
+
+TOY = Ground(name="toy", title="digits", task="digits.py", nodes=3, batch=48, target=0.8, samples=6000, share_s=0.05)
+OURS = Contestant(label="rfast-tree", algorithm="rfast-tree", topology="line", optimizer="sgd", lr=0.5, report=0.5)
+RING = Contestant(label="ring-allreduce", algorithm="ring-allreduce", topology="ring", optimizer="sgd", lr=0.5)
+SINGLE = Contestant(label=ALONE, algorithm="rfast-tree", topology="line", optimizer="sgd", lr=0.5)
+CELL = Cell(split="iid")
+AIM = Aim(what="ours", ours=("rfast-tree",), over="ring-allreduce", cell=CELL, least=1.0)
+BLOCK = Block(
+    ground=TOY,
+    contestants=(OURS, RING, SINGLE),
+    cells=(CELL, replace(CELL, loss=0.3)),
+    reference="ring-allreduce",
+    tuning_seeds=1,
+    aims=(AIM, replace(AIM, what="limit", kind="limit", over=ALONE)),
+)
+CHOICE = Choice(data={}, seeds=3, jobs=2)
+
+
+def simulate(folder: Path, block: Block = BLOCK, choice: Choice = CHOICE) -> tuple[Store, list[str]]:
+    said: list[str] = []
+    suite = Suite(name="toy", about="", blocks=(block,))
+    Runner(suite, choice, Store(folder, "toy"), said.append).run()
+    return Store(folder, "toy"), said
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a toy suite that has been run."""
+    folder = tmp_path_factory.mktemp("toy")
+    simulate(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def toy_suite(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(catalogue.SUITES, "toy", Suite(name="toy", about="", blocks=(BLOCK,)))
+
+
+def test_every_run_says_how_it_was_made_and_what_it_gave(done: Path) -> None:
+    rows = [json.loads(line) for line in (done / RUNS).read_text().splitlines()]
+    assert len({row["key"] for row in rows}) == len(rows)
+    for row in rows:
+        assert row["versions"]["torch"]
+        assert row["settings"]["seed"] == row["seed"]
+        if "stops" in row:
+            assert (row["contestant"], row["settings"]["drop"]) == ("ring-allreduce", 0.3)
+            continue
+        assert row["simulated"]
+        assert row["points"][-1][1] == row["samples"]
+        if row["target_s"] is not None:
+            reached_at = next(p for p in row["points"] if p[3] >= TOY.target)
+            assert [reached_at[0], reached_at[1], reached_at[2]] == pytest.approx(
+                [row["target_s"], row["target_samples"], row["target_bytes"]], rel=1e-6
+            )
+
+
+def test_tuning_and_reported_seeds_are_apart_and_each_runs_at_its_best_lr(done: Path) -> None:
+    store = Store(done, "toy")
+    best = {(r["contestant"], r["cell"]): r["lr"] for r in store.tuned()}
+    for row in store.runs.values():
+        if row["seed"] < 1000:
+            assert row["seed"] in range(3)
+            cell = "iid/even" if row["contestant"] == ALONE else row["cell"]
+            assert row["lr"] == pytest.approx(best[row["contestant"], cell])
+    losses = {row["cell"] for row in store.runs.values() if row["seed"] >= 1000}
+    assert losses == {"iid/straggler", "iid/even"}, "the lr is that of the cell without loss"
+
+
+def test_a_suite_that_was_cut_off_is_resumed_and_gives_the_same(done: Path, tmp_path: Path) -> None:
+    whole = (done / RUNS).read_text().splitlines()
+    kept = random.Random(1).sample(whole, len(whole) - 4)
+    Store(tmp_path, "toy")
+    torn = whole[0][: len(whole[0]) // 2]
+    (tmp_path / RUNS).write_text("\n".join([*kept, torn]))
+    store, said = simulate(tmp_path)
+    assert f"done: 4 runs, {len(whole) - 4} were there" in said[-1]
+    assert store.runs == Store(done, "toy").runs
+
+
+def test_the_tables_say_what_the_runs_say(done: Path, tmp_path: Path) -> None:
+    store = Store(done, "toy")
+    plain, lossy = tables_of(Suite(name="toy", about="", blocks=(BLOCK,)), store)
+    ours, ring = plain.named("rfast-tree"), plain.named("ring-allreduce")
+    assert ours
+    assert ring
+    rows = {
+        (row["contestant"], row["seed"]): row
+        for row in store.runs.values()
+        if row["seed"] < 1000 and row["cell"] in (CELL.key, "iid/even")
+    }
+    times = [[rows[label, seed]["target_s"] for seed in range(3)] for label in ("rfast-tree", "ring-allreduce")]
+    assert ours.median_s() == median(times[0])
+    figure, limit = reached([plain])
+    assert figure.value == median(theirs / mine for mine, theirs in zip(*times, strict=True))
+    assert figure.value > 1, "a ring of three waits for its straggler"
+    rate = TOY.batch / 3 / TOY.share_s * (2 + 1 / 5)  # three nodes, of which one is five times slower
+    assert no_wait_rate(replace(TOY, nodes=3), replace(CELL, speeds="straggler")) == pytest.approx(rate)
+    alone = [rows[ALONE, seed]["target_samples"] / rate for seed in range(3)]
+    assert limit.value == pytest.approx(median(a / mine for a, mine in zip(alone, times[0], strict=True)))
+    assert lossy.named("ring-allreduce").stops  # type: ignore[union-attr]
+
+    files = write(done)
+    text = files[0].read_text()
+    assert re.search(rf"`rfast-tree` \| [\d.]+ \| {median(times[0]):.3g} \(", text)
+    assert "`ring-allreduce` | " in text
+    assert "| stops |" in text
+    assert "no-wait limit" in text
+    for picture in files[1:]:
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        assert f"]({picture.name})" in text
+
+
+def test_a_page_is_written_between_its_marks_and_stays_as_it_is_elsewhere(done: Path, tmp_path: Path) -> None:
+    page = tmp_path / "benchmarks.md"
+    page.write_text("before\n<!-- toy/toy -->\nold\n<!-- end toy/toy -->\nafter\n")
+    for _ in range(2):
+        files = write(done, page)
+        text = page.read_text()
+        assert text.startswith("before\n<!-- toy/toy -->")
+        assert text.endswith("<!-- end toy/toy -->\nafter\n")
+        assert "old" not in text
+        assert text.count("**iid split, one 5× straggler**") == 1
+        assert all(path.parent == tmp_path / "images" / "bench" for path in files[1:])
+        assert "](images/bench/toy-toy-times.png)" in text
+
+
+def test_a_seed_that_was_never_at_the_target_counts_as_never() -> None:
+    assert spread([1.0, None, 3.0], "{:.0f}".format) == "3 (1 to never)"
+    assert ratios({0: 4.0, 1: None, 2: 1.0, 3: None}, {0: 2.0, 1: 2.0, 2: None, 3: None}) == [2.0, inf, 0.0]
+
+
+def test_real_processes_follow_at_the_lr_found_in_virtual_time(done: Path, tmp_path: Path) -> None:
+    copytree(done, tmp_path, dirs_exist_ok=True)
+    real = replace(BLOCK, ground=replace(TOY, simulated=False), cells=(CELL,), contestants=(OURS, SINGLE))
+    store, said = simulate(tmp_path, real, replace(CHOICE, seeds=1))
+    assert "done: 1 runs" in said[-1]
+    (row,) = (r for r in store.runs.values() if not r["simulated"])
+    assert (row["contestant"], row["seed"]) == ("rfast-tree", 0)
+    assert row["cpu_s"] > 0
+    assert row["bytes"] > 0
+    assert row["missing"] == []
+    assert any("rfast-tree" in line and " virtual" not in line for line in said)
+
+
+# ---------------------------------------------------------------------------------- the real suites
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Files that look like the real ones."""
+    folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    np.savez(folder / "m.npz", x=rng.integers(0, 255, (50, 28, 28), np.uint8), y=np.arange(50) % 10)
+    np.savez(folder / "c.npz", x=rng.integers(0, 255, (50, 32, 32, 3), np.uint8), y=np.arange(50) % 10)
+    (folder / "t.txt").write_text("all the world's a stage " * 99)
+    return {"mnist": str(folder / "m.npz"), "cifar10": str(folder / "c.npz"), "text": str(folder / "t.txt")}
+
+
+def every_job(data: dict[str, str]) -> Iterator[Job]:
+    for suite in SUITES.values():
+        for block in suite.blocks:
+            for cell in block.cells:
+                for contestant in block.contestants:
+                    if block.ground.nodes <= min(contestant.nodes_most, 64):
+                        yield Job(
+                            ground=block.ground, cell=cell, contestant=contestant, lr=0.01, batch=block.ground.batch,
+                            seed=0, simulated=block.ground.simulated or contestant.alone,
+                            data=data.get(block.ground.data or ""),
+                        )  # fmt: skip
+
+
+def test_every_run_of_every_suite_can_be_made_or_stops_under_loss(data: dict[str, str]) -> None:
+    keys = set()
+    for job in every_job(data):
+        keys.add(job.key)
+        if job.cell.loss and job.contestant.algorithm not in ("rfast", "rfast-tree"):
+            assert "leave it out" in perform(job)["stops"]
+        else:
+            assert job.plan().settings.seed == 0
+    assert len(keys) > 100
+
+
+def test_the_figures_to_reach_are_of_contestants_and_cells_that_there_are() -> None:
+    for suite in SUITES.values():
+        assert len({block.ground.name for block in suite.blocks}) == len(suite.blocks)
+        for block in suite.blocks:
+            labels = [c.label for c in block.contestants]
+            assert len(set(labels)) == len(labels)
+            assert block.reference in labels
+            assert set(block.own_cells) <= set(block.cells)
+            for aim in block.aims:
+                assert {*aim.ours, aim.over} <= set(labels)
+                assert aim.cell in (block.cells if aim.table == FIXED else block.own_cells)
+                assert aim.table in (FIXED, OWN)
+
+
+def test_cells_differ_from_the_base_cell_in_one_factor_or_in_the_split_too() -> None:
+    """One factor at a time, so that a suite ends; both splits of each kind of speeds where the issue is bias."""
+    for suite in SUITES.values():
+        for block in suite.blocks:
+            for cell in block.cells:
+                assert (cell.speeds != "straggler") + (cell.loss > 0) <= 1
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["bench", "run", "quik", "--out", "{}"], "quik: no such suite; one of quick, paper"),
+        (["bench", "run", "paper", "--out", "{}"], "--mnist is missing"),
+        (["bench", "run", "paper", "--part", "d", "--out", "{}"], "--part d: paper has a, b, c"),
+        (["bench", "run", "quick", "--part", "a", "--out", "{}"], "--part a: quick has no parts"),
+        (["bench", "run", "quick", "--only", "adam", "--out", "{}"], "--only adam: one of rfast-tree"),
+        (["bench", "run", "quick", "--cells", "x/y", "--out", "{}"], "--cells x/y: one of label/straggler"),
+        (["bench", "run", "quick", "--tables", "both", "--out", "{}"], "--tables both: fixed or own"),
+        (["bench", "run", "quick", "--seeds", "0", "--out", "{}"], "--seeds 0: must be 1 or more"),
+        (["bench", "run", "quick", "--jobs", "0", "--out", "{}"], "--jobs 0: must be 1 or more"),
+        (["bench", "run", "quick", "--first-seed", "995", "--out", "{}"], "--first-seed 995"),
+        (["bench", "report", "{}"], "holds no suite"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(
+    words: list[str], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([word.format(tmp_path / "out") for word in words])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert named in said
+    assert said.count("\n") == 1
+
+
+def test_a_folder_holds_one_suite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Store(tmp_path, "scale")
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", "run", "quick", "--out", str(tmp_path)])
+    assert ended.value.code == 2
+    assert f"--out {tmp_path}: holds the suite scale" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["bench", "report", str(tmp_path)])
+    assert "no run of scale is done yet" in capsys.readouterr().err
