@@ -7,6 +7,7 @@ contestants in turn within each seed, so that what else the machine does meets a
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import time
@@ -185,7 +186,7 @@ class Runner:
         if (row := self.store.runs.get(job.key)) is not None:
             self._skipped += 1
             return row
-        row = await asyncio.get_running_loop().run_in_executor(self._pool, perform, job)
+        row = await asyncio.get_running_loop().run_in_executor(self._pool, _perform_and_tidy, job)
         self._note(job, row)
         return row
 
@@ -265,6 +266,13 @@ def chosen_blocks(suite: Suite, choice: Choice) -> list[Block]:
 
 def _virtual(entry: Entry) -> bool:
     return entry.ground.simulated or entry.contestant.alone
+
+
+def _perform_and_tidy(job: Job) -> Row:
+    """A simulation's nodes refer to one another, and Python does not see how much memory their tensors hold."""
+    row = perform(job)
+    gc.collect()
+    return row
 
 
 def _quiet() -> None:
