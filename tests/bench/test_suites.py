@@ -179,7 +179,7 @@ def test_the_tables_say_what_the_runs_say(done: Path, tmp_path: Path) -> None:
 
     files = write(done)
     text = files[0].read_text()
-    assert re.search(rf"`rfast-tree` \| [\d.]+ \| {median(times[0]):.3g} \(", text)
+    assert re.search(rf"`rfast-tree` \| sgd [\d.]+ \| {median(times[0]):.3g} \(", text)
     assert "`ring-allreduce` | " in text
     assert "| stops |" in text
     assert "no-wait limit" in text

@@ -100,6 +100,11 @@ def _one(label: str, topology: str, optimizer: str, lr: float, **more: object) -
     return Contestant(label=label, algorithm=algorithm, topology=topology, optimizer=optimizer, lr=lr, **more)  # type: ignore[arg-type]
 
 
+def _gossip(label: str, topology: str, nadam: float) -> Contestant:
+    """Methods whose nodes each have momentum of their own: their authors took plain SGD and momentum."""
+    return _one(label, topology, "sgd", 0.4, others=(("momentum", 0.05), ("nadam", nadam)))
+
+
 def _by_topology(algorithm: str, lr: Iterable[float], report: float) -> tuple[Contestant, ...]:
     pairs = zip(TOPOLOGIES, lr, strict=True)
     return tuple(_one(f"{algorithm}, {t}", t, "sgd", start, report=report) for t, start in pairs)
@@ -189,9 +194,9 @@ CONTESTANTS_B = (
     _one("rfast", "exponential", "sgd", 0.2),
     _one("ddp", "ring", "nadam", 0.012, tuned_as=("ring-allreduce", "ring")),
     _one("ring-allreduce", "ring", "nadam", 0.012),
-    _one("d-psgd", "exponential", "nadam", 0.008),
-    _one("ad-psgd", "exponential", "nadam", 0.008),
-    _one("osgp", "exponential", "nadam", 0.008),
+    _gossip("d-psgd", "exponential", 0.008),
+    _gossip("ad-psgd", "exponential", 0.008),
+    _gossip("osgp", "exponential", 0.008),
     _alone("nadam", 0.008),
 )
 TO_THE_END = tuple(Cell(split=split, speeds="even", to_the_end=True) for split in ("label", "iid"))
@@ -242,9 +247,9 @@ PAPER_C = Block(
     contestants=(
         _one("rfast-tree", "binary-tree", "nadam", 0.002, report=0.25),
         _one("ring-allreduce", "ring", "nadam", 0.002),
-        _one("d-psgd", "exponential", "nadam", 0.002),
-        _one("ad-psgd", "exponential", "nadam", 0.002),
-        _one("osgp", "exponential", "nadam", 0.002),
+        _gossip("d-psgd", "exponential", 0.002),
+        _gossip("ad-psgd", "exponential", 0.002),
+        _gossip("osgp", "exponential", 0.002),
         _alone("nadam", 0.002),
     ),
     cells=(LABEL, IID, EVEN, IID_EVEN),
@@ -263,9 +268,9 @@ CHARLM = Block(
     contestants=(
         _one("rfast-tree", "binary-tree", "nadam", 0.003, report=0.25),
         _one("ring-allreduce", "ring", "nadam", 0.003),
-        _one("d-psgd", "exponential", "nadam", 0.003),
-        _one("ad-psgd", "exponential", "nadam", 0.003),
-        _one("osgp", "exponential", "nadam", 0.003),
+        _gossip("d-psgd", "exponential", 0.003),
+        _gossip("ad-psgd", "exponential", 0.003),
+        _gossip("osgp", "exponential", 0.003),
         _alone("nadam", 0.003),
     ),
     cells=(LABEL, EVEN),
@@ -289,9 +294,9 @@ SLOW_LINKS = Block(
                 _one("rfast-tree, float32", "double-tree", "nadam", 0.012, report=0.125),
                 _one("rfast-tree, int8", "double-tree", "nadam", 0.012, report=0.125, wire="int8"),
                 _one("ring-allreduce", "ring", "nadam", 0.012),
-                _one("d-psgd", "ring", "nadam", 0.008),
-                _one("ad-psgd", "ring", "nadam", 0.008),
-                _one("osgp", "exponential", "nadam", 0.008),
+                _gossip("d-psgd", "ring", 0.008),
+                _gossip("ad-psgd", "ring", 0.008),
+                _gossip("osgp", "exponential", 0.008),
             ),
             bucket_bytes=25_600,
         ),

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,7 @@ class Contestant:
         label: its name in the tables.
         algorithm, topology, optimizer, wire: as of ``rfast run``.
         lr: where the search for the best begins.
+        others: further optimisers, each with an lr to begin with; the best of them is taken.
         report: part of a node's share that one gradient is over.
         options: the algorithm's own, ``NAME=VALUE`` each.
         bucket_bytes: of a message, at most.
@@ -116,6 +117,16 @@ class Contestant:
     bucket_bytes: int | None = None
     tuned_as: tuple[str, str] | None = None
     nodes_most: float = inf
+    others: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def optimizers(self) -> tuple[tuple[str, float], ...]:
+        """All that it may have, each with an lr to begin with."""
+        return ((self.optimizer, self.lr), *self.others)
+
+    def with_optimizer(self, optimizer: str) -> Contestant:
+        """The same with one of its optimisers, and no other."""
+        return replace(self, optimizer=optimizer, lr=dict(self.optimizers)[optimizer], others=())
 
     @property
     def alone(self) -> bool:
@@ -148,7 +159,8 @@ class Job:
     def key(self) -> str:
         """The same for two runs that would give the same; it does not depend on where the data file lies."""
         ground = {name: value for name, value in asdict(self.ground).items() if name not in ("title", "simulated")}
-        contestant = {name: value for name, value in asdict(self.contestant).items() if name not in ("label", "lr")}
+        unseen = ("label", "lr", "others")
+        contestant = {name: value for name, value in asdict(self.contestant).items() if name not in unseen}
         what = [ground, asdict(self.cell), contestant, self.lr, self.batch, self.seed, self.simulated]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:20]
 

@@ -87,23 +87,17 @@ def _conditions(ground: Ground, tables: Sequence[Table]) -> str:
     seeds = sorted({row["seed"] for row in rows})
     processors = sorted({row["processor"] for row in rows})
     torches = sorted({row["versions"].get("torch", "?") for row in rows})
-    optimizers = {
-        o: [s.contestant.label for s in tables[0].standings if s.contestant.optimizer == o]
-        for o in dict.fromkeys(s.contestant.optimizer for s in tables[0].standings)
-    }
     how = (
         f"in virtual time, each node on a line of {ground.bytes_per_s * 8 / 1e6:,.4g} Mbit/s out and in,"
         f" {ground.latency_s * 1e3:g} ms under way"
         if ground.simulated
         else "one process a node on this machine, wall clock from the common start"
     )
-    most = max(optimizers, key=lambda o: len(optimizers[o]))
-    others = "".join(f" ({', '.join(labels)}: {o})" for o, labels in optimizers.items() if o != most)
     stragglers = f"node {min(STRAGGLER_RANK, ground.nodes - 1)} takes {STRAGGLER_FACTOR} times as long as the others"
     return (
         f"{ground.nodes} nodes, {how}. Computing is emulated: a node needs {ground.share_s:g} s for its share of B ="
         f" {ground.batch} samples, in proportion for other sizes; with a straggler, {stragglers}; lognormal: each share"
-        f" times a draw with σ = {SIGMA:g}. Optimiser {most}{others}. To an accuracy of {ground.target:g}, or"
+        f" times a draw with σ = {SIGMA:g}. To an accuracy of {ground.target:g}, or"
         f" {ground.samples:,} samples. Medians of seeds {_ranges(seeds)} (least to most); ratios are of equal seeds."
         f" torch {', '.join(torches)}; {', '.join(processors)}."
     )
@@ -116,7 +110,7 @@ def _table(table: Table) -> str:
     reference = table.named(table.block.reference)
     base = reference.values("target_s") if reference else {}
     end = table.cell.to_the_end
-    head = ["algorithm", *(["B"] if own else []), "lr"]
+    head = ["algorithm", *(["B"] if own else []), "optimiser, lr"]
     if end:
         head += ["accuracy", "loss", unit]
     else:
@@ -126,7 +120,7 @@ def _table(table: Table) -> str:
     head += ["waited", *([] if ground.simulated else ["CPU s"])]
     lines = [head, ["---"] * len(head)]
     for s in table.standings:
-        lr = f"{s.lr:.3g}" + (" (end of grid)" if s.open_end else "")
+        lr = f"{s.contestant.optimizer} {s.lr:.3g}" + (" (end of grid)" if s.open_end else "")
         row = [f"`{s.contestant.label}`", *([f"{s.batch}"] if own else []), lr]
         if s.stops:
             lines.append([*row, "stops", *[""] * (len(head) - len(row) - 1)])
@@ -144,7 +138,7 @@ def _table(table: Table) -> str:
         lines.append(row)
     if table.alone is not None and not end:
         alone = table.alone
-        settings = [*([f"{alone.batch}"] if own else []), f"{alone.lr:.3g}"]
+        settings = [*([f"{alone.batch}"] if own else []), f"{alone.contestant.optimizer} {alone.lr:.3g}"]
         samples = spread(alone.values("target_samples").values(), "{:,.0f}".format)
         limit = spread(table.limit_s().values(), "{:.3g}".format)
         waits = spread(ratios(base, table.limit_s()), "{:.2f}".format)

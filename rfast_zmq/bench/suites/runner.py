@@ -106,8 +106,7 @@ class Runner:
         pool = ProcessPoolExecutor(self.choice.jobs, process_context(), _quiet)
         self._pool = pool
         try:
-            entries = list(self._entries())
-            tuned = await asyncio.gather(*map(self._enter, entries))
+            tuned = await asyncio.gather(*map(self._enter, self._entries()))
         except BaseException:
             for process in list(pool._processes.values()):  # a run under way is lost, and nobody waits for it
                 process.terminate()
@@ -118,7 +117,7 @@ class Runner:
         for block in self.blocks:
             for cell in block.cells:
                 for seed in self._seeds(block.ground):
-                    for entry, found in zip(entries, tuned, strict=True):
+                    for entry, found in tuned:
                         if entry.block is block and entry.cell == cell and not _virtual(entry):
                             job = self._job(entry, found.batch, found.lr, seed, simulated=False)
                             later[job.key] = job
@@ -138,29 +137,39 @@ class Runner:
                     for cell in (ALONE_CELL,) if contestant.alone and cells else cells:
                         yield Entry(block, cell, contestant, table)
 
-    async def _enter(self, entry: Entry) -> Tuned:
-        """Find the best lr, then run all seeds in virtual time if that is where this ground is."""
-        tuned = await self._tuned(entry)
+    async def _enter(self, entry: Entry) -> tuple[Entry, Tuned]:
+        """Find the best optimiser and lr, then run all seeds in virtual time if that is where this ground is."""
+        names = [name for name, _ in entry.contestant.optimizers]
+        ones = [replace(entry, contestant=entry.contestant.with_optimizer(name)) for name in names]
+        found = dict(zip(names, await asyncio.gather(*map(self._tuned, ones)), strict=True))
+        optimizer = min(found, key=lambda name: found[name].score)
+        tuned = found[optimizer]
         self.store.add_tuned(
             {
                 "ground": entry.ground.name,
                 "cell": entry.cell.key,
                 "contestant": entry.contestant.label,
                 "table": entry.table,
+                "optimizer": optimizer,
                 "batch": tuned.batch,
                 "lr": tuned.lr,
                 "open_end": tuned.open_end,
-                "tried": [[b, lr, s if isfinite(s) else None, -a] for (b, lr), (s, a) in sorted(tuned.tried.items())],
+                "tried": {
+                    name: [[b, lr, s if isfinite(s) else None, -a] for (b, lr), (s, a) in sorted(one.tried.items())]
+                    for name, one in found.items()
+                },
             }
         )
+        best = replace(entry, contestant=entry.contestant.with_optimizer(optimizer))
         if _virtual(entry):
-            jobs = [self._job(entry, tuned.batch, tuned.lr, seed, simulated=True) for seed in self._seeds(entry.ground)]
+            jobs = [self._job(best, tuned.batch, tuned.lr, seed, simulated=True) for seed in self._seeds(entry.ground)]
             await asyncio.gather(*map(self._simulated, jobs))
-        return tuned
+        return best, tuned
 
     async def _tuned(self, entry: Entry) -> Tuned:
         """One search for all cells of a split and speeds."""
-        name = f"{entry.ground.name} {entry.cell.tuned_as.key} {entry.contestant.label} {entry.table}"
+        who = f"{entry.contestant.label} {entry.contestant.optimizer}"
+        name = f"{entry.ground.name} {entry.cell.tuned_as.key} {who} {entry.table}"
         if name not in self._searches:
             self._searches[name] = asyncio.create_task(self._search(replace(entry, cell=entry.cell.tuned_as)))
         return await self._searches[name]

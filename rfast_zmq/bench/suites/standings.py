@@ -108,7 +108,8 @@ def tables_of(suite: Suite, store: Store) -> list[Table]:
     rows: dict[tuple[object, ...], dict[int, Row]] = {}
     for row in store.runs.values():
         if row["seed"] not in TUNING_SEEDS:
-            key = row["ground"], row["cell"], row["contestant"], row["batch"], row["lr"], row["simulated"]
+            settings = row["settings"]["optimizer"], row["batch"], row["lr"], row["simulated"]
+            key = row["ground"], row["cell"], row["contestant"], *settings
             rows.setdefault(key, {})[row["seed"]] = row
     tuned = {(r["ground"], r["cell"], r["contestant"], r["table"]): r for r in store.tuned()}
 
@@ -118,7 +119,9 @@ def tables_of(suite: Suite, store: Store) -> list[Table]:
             return None
         simulated = block.ground.simulated or contestant.alone
         lr = float(f"{best['lr']:.6g}")
-        runs = rows.get((block.ground.name, cell.key, contestant.label, best["batch"], lr, simulated), {})
+        settings = best["optimizer"], best["batch"], lr, simulated
+        runs = rows.get((block.ground.name, cell.key, contestant.label, *settings), {})
+        contestant = contestant.with_optimizer(best["optimizer"])
         return Standing(contestant, best["batch"], lr, dict(sorted(runs.items())), best["open_end"]) if runs else None
 
     found = []
