@@ -190,7 +190,7 @@ MLP = Ground(
     simulated=False,
 )  # fmt: skip
 CONTESTANTS_B = (
-    _one("rfast-tree", "binary-tree", "nadam", 0.008, report=0.25),
+    _one("rfast-tree", "binary-tree", "nadam", 0.016, report=0.125),
     _one("rfast", "exponential", "sgd", 0.2),
     _one("ddp", "ring", "nadam", 0.012, tuned_as=("ring-allreduce", "ring")),
     _one("ring-allreduce", "ring", "nadam", 0.012),
