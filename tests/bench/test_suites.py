@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from math import inf, log2
@@ -218,6 +222,19 @@ def test_real_processes_follow_at_the_lr_found_in_virtual_time(done: Path, tmp_p
     assert row["bytes"] > 0
     assert row["missing"] == []
     assert any("rfast-tree" in line and " virtual" not in line for line in said)
+
+
+def test_ctrl_c_keeps_what_was_done_and_says_so_in_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "rfast_zmq", "bench", "run", "quick", "--out", str(tmp_path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as suite:
+        assert suite.stderr
+        first = suite.stderr.readline()
+        os.killpg(suite.pid, signal.SIGINT)  # as a terminal does: to the whole group
+        rest = suite.stderr.read()
+    assert "run 1: tuning, digits" in first
+    assert suite.returncode == 130
+    assert [line for line in rest.splitlines() if " run " not in line] == ["rfast: interrupted"]
+    assert Store(tmp_path, "quick").runs
 
 
 # ---------------------------------------------------------------------------------- the real suites

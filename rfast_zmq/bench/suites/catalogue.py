@@ -120,7 +120,7 @@ DIGITS = Ground(name="digits", title="digits, a perceptron", task="digits.py", b
 QUICK = Block(
     ground=DIGITS,
     contestants=(
-        _one("rfast-tree", "binary-tree", "sgd", 0.4, report=0.25),
+        _one("rfast-tree", "binary-tree", "sgd", 0.4, report=0.125),
         _one("rfast", "exponential", "sgd", 0.1),
         _one("ring-allreduce", "ring", "sgd", 0.4),
         _one("d-psgd", "exponential", "sgd", 0.4),
@@ -156,7 +156,7 @@ PAPER_A = Block(
     part="a",
     ground=SOFTMAX,
     contestants=(
-        *_by_topology("rfast-tree", (1.6, 1.6, 1.6, 1.6, 1.6), 0.25),
+        *_by_topology("rfast-tree", (1.6, 1.6, 1.6, 1.6, 1.6), 0.125),
         *_by_topology("rfast", (0.1, 0.1, 0.1, 0.4, 0.2), 1.0),
         *RIVALS_A,
         _alone("sgd", 1.6),
@@ -245,7 +245,7 @@ PAPER_C = Block(
     part="c",
     ground=CIFAR,
     contestants=(
-        _one("rfast-tree", "binary-tree", "nadam", 0.002, report=0.25),
+        _one("rfast-tree", "binary-tree", "nadam", 0.002, report=0.125),
         _one("ring-allreduce", "ring", "nadam", 0.002),
         _gossip("d-psgd", "exponential", 0.002),
         _gossip("ad-psgd", "exponential", 0.002),
@@ -266,7 +266,7 @@ TEXT = Ground(
 CHARLM = Block(
     ground=TEXT,
     contestants=(
-        _one("rfast-tree", "binary-tree", "nadam", 0.003, report=0.25),
+        _one("rfast-tree", "binary-tree", "nadam", 0.003, report=0.125),
         _one("ring-allreduce", "ring", "nadam", 0.003),
         _gossip("d-psgd", "exponential", 0.003),
         _gossip("ad-psgd", "exponential", 0.003),
