@@ -1,12 +1,12 @@
 """``ddp``: torch's own ``DistributedDataParallel`` over gloo, what one would take today without this package.
 
-Synchronous SGD: in every step each node takes the gradient over its share of B, torch averages it bucket by bucket while
-the backward pass still goes on, and each node's optimiser takes the same step::
+Synchronous SGD: in every step each node takes the gradient over its share of B, torch averages it bucket by bucket
+while the backward pass still goes on, and each node's optimiser takes the same step::
 
     d = Σ w_i g_i / Σ w        x ← optimiser(x, d)        2 (n − 1)/n models out of each node in a step
 
 None of it is ours: no state machine stands behind the name, and no ZeroMQ. So it is not in the simulator, nor under
-``rfast node``; ``ring-allreduce`` is the same mathematics there. ``rfast_zmq/launch/ddp.py`` runs it, under ``rfast run``.
+``rfast node``; ``ring-allreduce`` is the same mathematics there. ``rfast_zmq/launch/ddp.py`` runs it (``rfast run``).
 
 ``bucket_mb`` is torch's ``bucket_cap_mb``; ``find_unused_parameters`` (0 or 1) torch's flag of that name, for models
 of which a step may leave a parameter unused.

@@ -1,30 +1,30 @@
 """One process of ``--algorithm ddp``: torch's ``DistributedDataParallel`` over gloo, in the place of a node.
 
 What is trained, on which samples, from which model, with which draws, and how it is judged is a node's own: the same
-:class:`~rfast_zmq.task.Worker` stands behind both. How it is trained is torch's: the task's loss is the ``forward`` of a
-module that DDP wraps, and a ``torch.optim`` optimiser takes the step::
+:class:`~rfast_zmq.task.Worker` stands behind both. How it is trained is torch's: the task's loss is the ``forward`` of
+a module that DDP wraps, and a ``torch.optim`` optimiser takes the step::
 
     while there is reason to go on:
-        a word to all, answered while the gradient is computed: how many samples this step has, whether the run is to end
-        zero_grad;  loss = ddp(batch);  (w_i n / Σ w · loss).backward()          # torch averages the buckets meanwhile
+        zero_grad;  loss, word = ddp(batch)
+        (w_i n / Σ w · loss + word · content).backward()      # torch averages the buckets meanwhile
         clip_grad_norm_ of the mean;  optimizer.step()
 
 DDP takes the plain mean over nodes, so the loss is scaled by a node's weight over the mean weight.
 
-The word is one asynchronous all-reduce of 4 + 2 n numbers, begun before the gradient and waited for after it: nobody waits
-for it longer than for the gradients themselves, and everybody stops after the same step.
+``word`` is one more, tiny parameter, always 0, whose gradient is what a rank has to say to all: how many samples this
+step has, its loss, and, from the root, whether the run is to end. It travels in torch's own bucket, so it costs no
+message, and everybody stops after the same step. A step in which somebody's loss is not finite is taken by nobody.
 
 **Emulated times** (``--compute``) pass where they would on a slow device: see :mod:`~rfast_zmq.launch.slowed`.
 
 **Decay.** AdamW's and NAdam's is decoupled; for SGD, whose own is not, the same is done before the step. Torch's NAdam
-is Dozat's, with a schedule for β₁, as ours is not.
+is Dozat's, with a schedule for β₁ that ours does not have.
 
-**Figures.** A node's waiting is the time of its step after its last gradient was there, but for the optimiser's. Bytes are
-reckoned, not measured: what a ring all-reduce sends, 2 (n − 1)/n of the vector a node. The CPU that communication
-costs is all but what the training thread and the evaluation cost; copying gradients into torch's buckets is the
-former's.
+**Figures.** A node's waiting is the time of its backward pass after its last gradient was there. Bytes are reckoned,
+not measured: what a ring all-reduce sends, 2 (n − 1)/n of the vector a node. The CPU of communication is all but what
+the training thread and the evaluation cost; copying gradients into torch's buckets is the training thread's.
 
-A process that is gone breaks the others' connections, and torch raises in whatever they do then; a process that hangs is
+A process that is gone breaks the others' connections, and torch raises in whatever they do then; one that hangs is
 waited for. Both ends are the launcher's to bring about.
 """
 
@@ -64,6 +64,8 @@ from rfast_zmq.task.finite import is_finite
 
 BROKEN_S = 2.0
 """So long the launcher has, after torch raised, to say that another process is to blame."""
+WORD = 4
+"""Numbers of the word before those of the ranks."""
 
 
 class DdpNode:
@@ -96,7 +98,7 @@ class DdpNode:
         self._thread_cpu_s = 0.0
         self._steps = self._samples = self._own_samples = self._bytes = 0
         self._pace = self._waited_s = self._rounds = 0.0
-        self._loss = self._mean_loss = nan
+        self._mean_loss = nan
         self._paces = [0.0] * self._n
 
     # -------------------------------------------------------------------------------------- life
@@ -195,13 +197,13 @@ class DdpNode:
             return
         self._scale = self.worker.weight * self._n / sum(float(theirs[0]) for theirs in everybodys)
         self._model = DistributedDataParallel(
-            _Loss(self.worker),
+            _Step(self.worker, WORD + 2 * self._n),
             bucket_cap_mb=options["bucket_mb"],
             find_unused_parameters=bool(options["find_unused_parameters"]),
         )
         self._optimizer = make_optimizer(self.plan.settings, self.worker)
         self._backward = SlowedBackward(p for group in self.worker.parameters() for p in group)
-        self._step_bytes = 2 * (self._n - 1) * (4 * layout.parameters + 8 * len(self._word(0))) // self._n
+        self._step_bytes = 2 * (self._n - 1) * 4 * (layout.parameters + WORD + 2 * self._n) // self._n
 
     def _train(self) -> None:
         """Until all agree to end."""
@@ -220,53 +222,52 @@ class DdpNode:
         settings = self.plan.settings
         began_s = time.perf_counter()
         batch, samples = self.worker.next_batch(settings.report)
-        word = self._word(samples)
-        answered = dist.all_reduce(word, async_op=True)
         drawn_s = self.plan.speeds.seconds(self.rank, self._own_samples, samples, settings.share)
         self._optimizer.zero_grad()
         self._backward.forward_begins(began_s, drawn_s)
-        loss = self._model(batch)
+        loss, word = self._model(batch)
+        content = self._content(samples, float(loss.detach()))
         self._backward.begins()
-        (loss * self._scale).backward()
+        (loss * self._scale + (word * content).sum()).backward()
         computed_s = self._backward.ended()
-        answered.wait()
-        self._waited_s += max(0.0, time.perf_counter() - computed_s)
-        another = self._heard(word)
-        self._descend()
-        self._loss = float(loss.detach())
+        self._waited_s += time.perf_counter() - computed_s
         self._own_samples += samples
         self._bytes += self._step_bytes
         pace = samples / max(computed_s - began_s, 1e-9)
         self._pace = pace if not self._pace else self._pace + 0.1 * (pace - self._pace)
-        self._steps += 1
-        return another
+        return self._heard()
 
-    def _word(self, samples: int) -> Tensor:
-        """What is summed over the ranks: samples of this step; whether to stop after it; weight, and weighted loss of
-        the last, where that was finite; by rank, whether it was not; by rank, samples a second of computing.
+    def _content(self, samples: int, loss: float) -> Tensor:
+        """What this rank says: samples of this step; whether to stop after it (the root); weight, and weighted loss,
+        where that is finite; by rank, whether it is not; by rank, samples a second of computing.
         """
-        word = torch.zeros(4 + 2 * self._n, dtype=torch.float64)
-        word[0], word[1] = samples, self.is_root and self._stop_wanted
-        if self._steps and isfinite(self._loss):
-            word[2], word[3] = self.worker.weight, self.worker.weight * self._loss
-        word[4 + self.rank] = bool(self._steps) and not isfinite(self._loss)
-        word[4 + self._n + self.rank] = self._pace
-        return word
+        content = torch.zeros(WORD + 2 * self._n)
+        content[0], content[1] = samples, self.is_root and self._stop_wanted
+        if isfinite(loss):
+            content[2], content[3] = self.worker.weight, self.worker.weight * loss
+        else:
+            content[WORD + self.rank] = 1
+        content[WORD + self._n + self.rank] = self._pace
+        return content
 
-    def _heard(self, word: Tensor) -> bool:
-        """Take in the sum. Is there to be another step?"""
-        samples, stop, weight, loss, *of_ranks = word.tolist()
-        wanted = self.plan.settings.samples
-        self._rounds = self._samples / (self.plan.settings.global_batch or 1)
-        self._samples += round(samples)
+    def _heard(self) -> bool:
+        """Take in what all said, and take the step. Is there to be another?"""
+        s, said = self.plan.settings, self._model.module.word.grad
+        assert said is not None
+        samples, stop, weight, loss, *of_ranks = (said * self._n).tolist()
         if weight:
             self._mean_loss = loss / weight
         self._paces = of_ranks[self._n :]
-        bad = [rank for rank, is_bad in enumerate(of_ranks[: self._n]) if is_bad]
-        if bad and self.trouble < 0:
-            self.trouble = bad[0]
+        self.trouble = next((rank for rank, bad in enumerate(of_ranks[: self._n]) if bad), -1)
+        if self.trouble >= 0:
             self._loop.call_soon_threadsafe(self._say_trouble)
-        return not (stop or bad or (wanted is not None and self._samples >= wanted))
+            return False
+        with self._stepping:
+            self._descend()
+            self._steps += 1
+            self._samples += round(samples)
+            self._rounds = self._samples / (s.global_batch or 1)
+        return not stop and (s.samples is None or self._samples < s.samples)
 
     def _descend(self) -> None:
         """The optimiser's step, with the learning rate of the progress before it."""
@@ -275,11 +276,9 @@ class DdpNode:
         lr = s.lr * self.worker.lr_schedule(self._rounds)
         for of, group in zip(self._optimizer.param_groups, self.worker.layout.groups, strict=True):
             of["lr"] = lr * group.lr_scale
-        with self._stepping:
-            if s.clip_norm is not None:
-                torch.nn.utils.clip_grad_norm_(self._model.parameters(), s.clip_norm)
-            self._optimizer.step()
-            self._rounds = self._samples / (s.global_batch or 1)
+        if s.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.worker.module.parameters(), s.clip_norm)
+        self._optimizer.step()
 
     # -------------------------------------------------------------------------------------- evaluation (the root)
 
@@ -376,38 +375,38 @@ class DdpNode:
         return {"steps": float(self._steps), "sum": float(parameters.sum()), "scale": float(parameters.abs().sum())}
 
     def newest_model(self) -> dict[str, Tensor] | None:
-        """The model after the last whole step; None: it is not worth keeping."""
+        """The model after the last whole step; None: it is not finite."""
         model = self._model_now()
-        if self.trouble >= 0 or not all(is_finite(bucket) for bucket in model):
-            return None
-        return self.worker.state_dict(model)
+        return self.worker.state_dict(model) if all(is_finite(bucket) for bucket in model) else None
 
     def final_model(self) -> dict[str, Tensor] | None:
-        """What to save: the model at the end; the last good one if the run ended in trouble."""
-        model: tuple[Tensor, ...] | None = self._model_now()
-        if self.trouble >= 0 or not all(is_finite(bucket) for bucket in model or ()):
-            model = self._scorer.good_model
-        return None if model is None else self.worker.state_dict(model)
+        """What to save: the model at the end; where that is not finite, the last good one."""
+        if (newest := self.newest_model()) is not None:
+            return newest
+        return None if (good := self._scorer.good_model) is None else self.worker.state_dict(good)
 
     def _model_now(self) -> tuple[Tensor, ...]:
         with self._stepping:
             return self.worker.initial()
 
 
-class _Loss(nn.Module):
-    """The task's loss as a module's ``forward``, so that DDP may wrap it.
+class _Step(nn.Module):
+    """The task's loss as a module's ``forward``, so that DDP may wrap it, and beside it the word.
 
     Args:
         worker: has the task and its module.
+        numbers: of the word.
     """
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Worker, numbers: int) -> None:
         super().__init__()
         self.module = worker.module
+        self.word = nn.Parameter(torch.zeros(numbers))
         self._loss = worker.loss
 
-    def forward(self, batch: Any) -> Tensor:
-        return self._loss(batch)
+    def forward(self, batch: Any) -> tuple[Tensor, Tensor]:
+        self.word.grad = None
+        return self._loss(batch), self.word * 1.0
 
 
 def make_optimizer(settings: Settings, worker: Worker) -> torch.optim.Optimizer:

@@ -138,7 +138,8 @@ def node_process(orders: Orders, pipe: Connection) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING_SIGNALS)
     torch.set_num_threads(1)
     keep_freed_memory()
-    share_cores()
+    if orders.settings.algorithm != Ddp.name:  # whose threads pass things on that somebody waits for
+        share_cores()
     watcher = PipeWatcher(pipe)
     node: Member | None = None
     try:

@@ -2,8 +2,9 @@
 
 The real pass is computed, and the rest of the drawn time is slept. On a device that took so long gradients would become
 ready one by one, and what averages them could send some while others are computed. So it is here: a third of the time
-passes before the backward pass, and two thirds within it, at each parameter's gradient in proportion to its size. The hooks
-are on the tensors themselves, which autograd calls before a gradient counts as accumulated, hence before DDP learns of it.
+passes before the backward pass, and two thirds within it, at each parameter's gradient in proportion to its size. The
+hooks are on the tensors themselves, which autograd calls before a gradient counts as accumulated, hence before DDP
+learns of it.
 
 All is reckoned from the beginning of the pass: where a sleep, or the real computing, is late, what follows is due no
 later for it. What the whole pass was late by a timer is taken off the next, as for every algorithm.
@@ -32,7 +33,7 @@ class SlowedBackward:
         self._ready = self._total = 0
         for p in parameters:
             self._total += p.numel()
-            p.register_hook(self._comes)
+            p.register_hook(self._comes)  # type: ignore[no-untyped-call]
 
     def forward_begins(self, began_s: float, drawn_s: float) -> None:
         """A pass begins.
