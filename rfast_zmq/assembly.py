@@ -98,7 +98,7 @@ class Plan:
             task,
             self.settings,
             rank,
-            find_device(self.settings.device),
+            find_device("cpu" if self.method.cpu_only else self.settings.device),
             evaluates=evaluates,
             turns=self.method.turns(self.topology),
         )

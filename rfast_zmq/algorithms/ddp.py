@@ -32,6 +32,7 @@ class Ddp(Method):
     optimizers: ClassVar[tuple[str, ...]] = ("sgd", "momentum", "nesterov", "adam", "nadam")
     clips: ClassVar[bool] = True
     bears_loss: ClassVar[bool] = False
+    cpu_only: ClassVar[bool] = True
     options: ClassVar[Mapping[str, float]] = {"bucket_mb": 25.0, "find_unused_parameters": 0.0}
 
     @classmethod

@@ -143,6 +143,8 @@ class Method(ABC):
     """Whether it goes on where messages are lost, late or repeated; else injected faults are refused."""
     options: ClassVar[Mapping[str, float]] = {}
     """Its own numbers, that ``--algorithm-option NAME=VALUE`` changes, and what they are where nobody says."""
+    cpu_only: ClassVar[bool] = False
+    """Whether gradients are computed on the CPU even where there is a GPU."""
     judged_by_mean: ClassVar[bool] = False
     """Whether what counts is the mean of the nodes' models, not the root's."""
 

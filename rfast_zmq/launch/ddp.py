@@ -52,7 +52,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rfast_zmq.assembly import Plan
 from rfast_zmq.core.interface import Status
-from rfast_zmq.errors import RfastError, TaskError
+from rfast_zmq.errors import RfastError, TaskError, UsageError
 from rfast_zmq.launch.slowed import SlowedBackward
 from rfast_zmq.node.runtime import REPORT_S, peak_memory_bytes
 from rfast_zmq.node.scoring import Scorer
@@ -167,6 +167,11 @@ class DdpNode:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._gone.wait(), BROKEN_S)
                 return
+            if "find_unused_parameters" in str(error):
+                raise UsageError(
+                    "a step left a parameter of the model unused, for which torch's DDP waits; add --algorithm-option"
+                    " find_unused_parameters=1"
+                ) from error
             raise TaskError(self.rank, "".join(traceback.format_exception(error))) from error
 
     def _failed(self, error: BaseException) -> None:

@@ -117,3 +117,10 @@ class Uneven(Line):
 
     def lr_schedule(self, rounds: float) -> float:
         return 1.0 / (1.0 + rounds / 20)
+
+
+class LeavesUnused(Line):
+    def configure_model(self) -> nn.Module:
+        module = nn.Linear(8, 1)
+        module.register_parameter("spare", nn.Parameter(torch.ones(3)))
+        return module

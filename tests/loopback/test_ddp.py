@@ -62,14 +62,20 @@ def test_the_model_is_that_of_ring_allreduce_with_the_same_draws(task: str, sett
 
 
 def test_one_step_clipped_is_as_long_as_the_bound() -> None:
-    settings = {"global_batch": 33, "optimizer": "sgd", "lr": 1.0, "samples": 33}
-    first, clipped = (
-        run(plan("Line", **settings, clip_norm=1e-12)).model,
-        run(plan("Line", **settings, clip_norm=0.5)).model,
+    settings = plan("Line", global_batch=33, optimizer="sgd", lr=1.0, samples=33, clip_norm=0.5)
+    done = run(settings)
+    assert done.model is not None
+    assert float((done.model["weight"].flatten() - settings.worker(0).initial()[0]).norm()) == pytest.approx(
+        0.5, rel=1e-4
     )
-    assert first is not None
-    assert clipped is not None
-    assert float((clipped["weight"] - first["weight"]).norm()) == pytest.approx(0.5, rel=1e-4)
+
+
+def test_a_parameter_that_a_step_leaves_unused_needs_the_option_of_that_name() -> None:
+    with pytest.raises(UsageError, match="--algorithm-option find_unused_parameters=1"):
+        run(plan("LeavesUnused"))
+    done = run(plan("LeavesUnused", algorithm_option=("find_unused_parameters=1",)))
+    assert done.result.missing == []
+    assert done.result.identity_error == 0.0
 
 
 def test_the_target_ends_a_run_and_the_result_has_every_figure(
