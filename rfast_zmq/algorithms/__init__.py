@@ -7,9 +7,9 @@ from difflib import get_close_matches
 from math import isfinite
 
 from rfast_zmq.algorithms.d_psgd import DPsgd
+from rfast_zmq.algorithms.ddp import Ddp
 from rfast_zmq.algorithms.diloco import DiLoCo
 from rfast_zmq.algorithms.local_sgd import LocalSgd
-from rfast_zmq.algorithms.ddp import Ddp
 from rfast_zmq.algorithms.rfast import RFast
 from rfast_zmq.algorithms.rfast_tree import RFastTree
 from rfast_zmq.algorithms.ring_allreduce import RingAllReduce
