@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from rfast_zmq.algorithms import ALGORITHMS, Algorithm, NodeConfig, algorithm, options_of
+from rfast_zmq.algorithms import METHODS, Algorithm, Method, NodeConfig, algorithm, options_of
 from rfast_zmq.conditions import Faults, Speeds
 from rfast_zmq.errors import UsageError
 from rfast_zmq.results import Result
@@ -63,6 +63,7 @@ class Plan:
         clips, packs = settings.clip_norm is not None, settings.wire != WIRES[0]
         kind = algorithm(settings.algorithm, settings.optimizer, clips=clips, packs=packs)
         kind.check(topology)
+        kind.check_settings(settings)
         options_of(kind, settings.algorithm_option)
         for flag in ("drop", "duplicate", "reorder"):
             if getattr(settings, flag) and not kind.bears_loss:
@@ -80,6 +81,16 @@ class Plan:
             raise UsageError(f"--data {settings.data}: {what}; give the path of the task's data file")
         return cls(chosen, source, settings, topology, speeds, faults)
 
+    @property
+    def method(self) -> type[Method]:
+        """What the run's ``--algorithm`` stands for."""
+        return METHODS[self.settings.algorithm]
+
+    @property
+    def options(self) -> dict[str, float]:
+        """Its own numbers."""
+        return options_of(self.method, self.settings.algorithm_option)
+
     def worker(self, rank: int) -> Worker:
         """The task on one node (evaluations run at the root)."""
         task, evaluates = make_task(self.task, self.settings, rank), rank == self.topology.root
@@ -87,20 +98,28 @@ class Plan:
             task,
             self.settings,
             rank,
-            find_device(self.settings.device),
+            find_device("cpu" if self.method.cpu_only else self.settings.device),
             evaluates=evaluates,
-            turns=ALGORITHMS[self.settings.algorithm].turns(self.topology),
+            turns=self.method.turns(self.topology),
         )
 
     def node(self, rank: int, worker: Trained, incarnation: int) -> Algorithm:
-        """The algorithm's state of one node."""
-        s = self.settings
+        """The algorithm's state of one node.
+
+        Raises:
+            UsageError: it is none of ours, and has no state that we know of.
+        """
+        s, kind = self.settings, self.method
+        if not issubclass(kind, Algorithm):
+            raise UsageError(
+                f"--algorithm {s.algorithm}: is not this package's own, and runs under rfast run alone; take"
+                " --algorithm ring-allreduce --topology ring, which is the same mathematics"
+            )
         assert s.optimizer is not None
         assert s.lr is not None
         assert s.momentum is not None
         assert s.weight_decay is not None
         assert s.global_batch is not None
-        kind = algorithm(s.algorithm, s.optimizer)
         config = NodeConfig(
             rank=rank,
             topology=self.topology,
@@ -122,7 +141,7 @@ class Plan:
             pace_s=s.pace,
             resend_s=s.resend,
             stop_samples=s.samples,
-            options=options_of(kind, s.algorithm_option),
+            options=self.options,
             seed=s.seed,
         )
         return kind(config)

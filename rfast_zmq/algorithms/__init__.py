@@ -7,22 +7,25 @@ from difflib import get_close_matches
 from math import isfinite
 
 from rfast_zmq.algorithms.d_psgd import DPsgd
+from rfast_zmq.algorithms.ddp import Ddp
 from rfast_zmq.algorithms.diloco import DiLoCo
 from rfast_zmq.algorithms.local_sgd import LocalSgd
 from rfast_zmq.algorithms.rfast import RFast
 from rfast_zmq.algorithms.rfast_tree import RFastTree
 from rfast_zmq.algorithms.ring_allreduce import RingAllReduce
 from rfast_zmq.algorithms.sgp import Osgp, Sgp
-from rfast_zmq.core.interface import Algorithm, NodeConfig
+from rfast_zmq.core.interface import Algorithm, Method, NodeConfig
 from rfast_zmq.errors import UsageError
 
 OURS: dict[str, type[Algorithm]] = {kind.name: kind for kind in (RFastTree, RFast)}
 RIVALS: dict[str, type[Algorithm]] = {kind.name: kind for kind in (RingAllReduce, DPsgd, Sgp, Osgp, LocalSgd, DiLoCo)}
 """What they are compared with."""
 ALGORITHMS = {**OURS, **RIVALS}
+METHODS: dict[str, type[Method]] = {**ALGORITHMS, Ddp.name: Ddp}
+"""And what somebody else's code carries out."""
 
 
-def algorithm(name: str, optimizer: str, clips: bool = False, packs: bool = False) -> type[Algorithm]:
+def algorithm(name: str, optimizer: str, clips: bool = False, packs: bool = False) -> type[Method]:
     """The class behind a name.
 
     Args:
@@ -34,11 +37,11 @@ def algorithm(name: str, optimizer: str, clips: bool = False, packs: bool = Fals
     Raises:
         UsageError: no such algorithm, or it cannot honour the optimiser, clip, or pack.
     """
-    if name not in ALGORITHMS:
-        near = get_close_matches(name, ALGORITHMS, n=1)
+    if name not in METHODS:
+        near = get_close_matches(name, METHODS, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
-        raise UsageError(f"--algorithm {name}: one of {', '.join(ALGORITHMS)}{hint}")
-    chosen = ALGORITHMS[name]
+        raise UsageError(f"--algorithm {name}: one of {', '.join(METHODS)}{hint}")
+    chosen = METHODS[name]
     if optimizer not in chosen.optimizers:
         takes = " or ".join(chosen.optimizers)
         raise UsageError(
@@ -52,7 +55,7 @@ def algorithm(name: str, optimizer: str, clips: bool = False, packs: bool = Fals
     return chosen
 
 
-def options_of(kind: type[Algorithm], given: Sequence[str]) -> dict[str, float]:
+def options_of(kind: type[Method], given: Sequence[str]) -> dict[str, float]:
     """An algorithm's own numbers.
 
     Args:
@@ -84,4 +87,17 @@ def options_of(kind: type[Algorithm], given: Sequence[str]) -> dict[str, float]:
     return options
 
 
-__all__ = ["ALGORITHMS", "OURS", "RIVALS", "Algorithm", "NodeConfig", "RFast", "RFastTree", "algorithm", "options_of"]
+__all__ = [
+    "ALGORITHMS",
+    "METHODS",
+    "OURS",
+    "RIVALS",
+    "Algorithm",
+    "Ddp",
+    "Method",
+    "NodeConfig",
+    "RFast",
+    "RFastTree",
+    "algorithm",
+    "options_of",
+]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from rfast_zmq.algorithms import ALGORITHMS
 from rfast_zmq.assembly import Plan
 from rfast_zmq.cli.outcome import Outcome
 from rfast_zmq.simulate import Simulation, Simulator
 
 EVALUATIONS = 100
+DEFAULT_ALGORITHM = "rfast-tree"
+"""On one machine it is the textbook's optimiser."""
 
 
 def add_baseline(outcome: Outcome) -> None:
@@ -37,6 +40,8 @@ def one_machine(plan: Plan, samples: int) -> Simulation:
         s,
         nodes=1,
         topology="binary-tree",
+        algorithm=s.algorithm if s.algorithm in ALGORITHMS else DEFAULT_ALGORITHM,
+        algorithm_option=s.algorithm_option if s.algorithm in ALGORITHMS else (),
         split="iid",
         samples=max(samples, 1),
         target=None,

@@ -77,7 +77,7 @@ class Flags:
     binary-tree."""
     algorithm: Annotated[str | None, _RUN] = None
     """rfast-tree; rfast: Algorithm 1 as published; or to compare with: ring-allreduce, d-psgd, sgp, osgp, local-sgd,
-    diloco. Default: rfast-tree."""
+    diloco, ddp (torch's own, in rfast run only). Default: rfast-tree."""
     algorithm_option: Annotated[tuple[str, ...] | None, _LEARNING] = None
     """NAME=VALUE: one of the algorithm's own numbers (docs/algorithm.md). May be given several times."""
     split: Annotated[str | None, _RUN] = None
@@ -100,7 +100,7 @@ class Flags:
     weight_decay: Annotated[float | None, _LEARNING] = None
     """Decoupled weight decay. Default: the task's own, or 0."""
     clip_norm: Annotated[float | None, _LEARNING] = None
-    """The most that the norm of a round's mean gradient may be (rfast-tree). Default: the task's own, or any."""
+    """The most that the norm of a round's mean gradient may be (rfast-tree, ddp). Default: the task's own, or any."""
     global_batch: Annotated[int | None, _LEARNING, WHOLE] = None
     """B: samples of a round, of all nodes together. Default: the task's own, or 256."""
     report_batch: Annotated[int | None, _LEARNING, WHOLE] = None

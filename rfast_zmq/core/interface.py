@@ -19,6 +19,7 @@ from torch import Tensor
 from rfast_zmq.core.events import Action, Edge, Event, Graph
 from rfast_zmq.core.packing import PACKINGS
 from rfast_zmq.core.slots import EARLY
+from rfast_zmq.settings import Settings
 from rfast_zmq.task.flat import Layout
 from rfast_zmq.topology import Topology
 
@@ -127,8 +128,8 @@ class Status:
     waited_s: float = 0.0
 
 
-class Algorithm(ABC):
-    """One node of a distributed training algorithm: a state machine without clock or I/O."""
+class Method(ABC):
+    """What is known of a way to train before it runs, whoever carries it out."""
 
     name: ClassVar[str]
     """As given to ``--algorithm``."""
@@ -142,17 +143,10 @@ class Algorithm(ABC):
     """Whether it goes on where messages are lost, late or repeated; else injected faults are refused."""
     options: ClassVar[Mapping[str, float]] = {}
     """Its own numbers, that ``--algorithm-option NAME=VALUE`` changes, and what they are where nobody says."""
+    cpu_only: ClassVar[bool] = False
+    """Whether gradients are computed on the CPU even where there is a GPU."""
     judged_by_mean: ClassVar[bool] = False
     """Whether what counts is the mean of the nodes' models, not the root's."""
-
-    @abstractmethod
-    def __init__(self, config: NodeConfig) -> None: ...
-
-    config: NodeConfig
-    out_edges: tuple[Edge, ...]
-    """Edges this node sends along (each is one link, one slot)."""
-    in_edges: tuple[Edge, ...]
-    """Edges that end here; a message on any other is refused by the codec."""
 
     @classmethod
     def check(cls, topology: Topology) -> None:
@@ -173,9 +167,45 @@ class Algorithm(ABC):
         return
 
     @classmethod
+    def check_settings(cls, settings: Settings) -> None:
+        """Will these settings, which are resolved, do for what this method alone minds?
+
+        Raises:
+            UsageError: no.
+        """
+        return
+
+    @classmethod
     def turns(cls, topology: Topology) -> int:
         """The number of buckets has to be a multiple of this."""
         return len(topology.pull_trees)
+
+    @staticmethod
+    @abstractmethod
+    def identity_error(records: Mapping[int, Mapping[str, Any]], root: int) -> float | None:
+        """How far the nodes' last records violate the identity I1, as a relative number.
+
+        Args:
+            records: rank to :meth:`Algorithm.last_record` (numbers may have become 0-d tensors), of every node, after
+                the run has closed.
+            root: the common root.
+
+        Returns:
+            None: it has no such identity.
+        """
+
+
+class Algorithm(Method):
+    """One node of a distributed training algorithm: a state machine without clock or I/O."""
+
+    @abstractmethod
+    def __init__(self, config: NodeConfig) -> None: ...
+
+    config: NodeConfig
+    out_edges: tuple[Edge, ...]
+    """Edges this node sends along (each is one link, one slot)."""
+    in_edges: tuple[Edge, ...]
+    """Edges that end here; a message on any other is refused by the codec."""
 
     def buckets_along(self, edge: Edge) -> tuple[int, ...]:
         """The buckets that travel along an out-edge, ascending; at least one."""
@@ -208,20 +238,6 @@ class Algorithm(ABC):
     @abstractmethod
     def last_record(self) -> Mapping[str, Tensor | float]:
         """What the identity I1 is checked with after the run; named tensors and numbers of this node."""
-
-    @staticmethod
-    @abstractmethod
-    def identity_error(records: Mapping[int, Mapping[str, Any]], root: int) -> float | None:
-        """How far the nodes' last records violate the identity I1, as a relative number.
-
-        Args:
-            records: rank to :meth:`last_record` (numbers may have become 0-d tensors), of every node, after the run has
-                closed.
-            root: the common root.
-
-        Returns:
-            None: it has no such identity.
-        """
 
     @property
     @abstractmethod

@@ -23,7 +23,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rfast_zmq.algorithms import ALGORITHMS, algorithm
+from rfast_zmq.algorithms import Ddp
 from rfast_zmq.assembly import Plan
 from rfast_zmq.errors import RfastError, TaskError, UsageError
 from rfast_zmq.launch.outcome import Observer, Run, check_target
@@ -236,10 +236,13 @@ class _Loopback:
             self._say(f"the root, {self.plan.topology.called(rank)}, died (exit status {code}): the run ends")
             self._root_done_s = time.monotonic()
             self._order("leave")
-        elif not ALGORITHMS[self.plan.settings.algorithm].bears_loss:
+        elif not self.plan.method.bears_loss:
             name = self.plan.settings.algorithm
             self._say(f"{self.plan.topology.called(rank)} ended (exit status {code}): under {name} the run stops")
-            self._order("stop", self.plan.topology.root)
+            if self.plan.method is Ddp:  # nobody can take another step, so there is no order to end in
+                self._order("leave")
+            else:
+                self._order("stop", self.plan.topology.root)
         else:
             self._say(f"{self.plan.topology.called(rank)} ended (exit status {code}): the others go on")
 
@@ -297,9 +300,7 @@ class _Loopback:
         self.out.model = _saved(folder)
         if not result.missing and not result.set_aside:
             records = {rank: dict(load_file(_record(folder, rank))) for rank in range(plan.topology.nodes)}
-            assert plan.settings.optimizer is not None
-            kind = algorithm(plan.settings.algorithm, plan.settings.optimizer)
-            result.identity_error = kind.identity_error(records, root)
+            result.identity_error = plan.method.identity_error(records, root)
 
     def _end_all(self) -> None:
         """Leave no process behind."""

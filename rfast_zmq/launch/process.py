@@ -13,19 +13,20 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rfast_zmq.algorithms import Ddp
 from rfast_zmq.assembly import Plan
 from rfast_zmq.errors import TaskError, UsageError
+from rfast_zmq.launch.ddp import DdpNode
 from rfast_zmq.launch.memory import keep_freed_memory, share_cores
 from rfast_zmq.node import Node
 from rfast_zmq.results import Point
 from rfast_zmq.settings import Settings
-from rfast_zmq.task.finite import is_finite
 from rfast_zmq.transport import Addresses
 
 MODEL = "model.safetensors"
@@ -93,6 +94,43 @@ class PipeWatcher:
             self.tell("crash", "".join(traceback.format_exception(error)))
 
 
+class Member(Protocol):
+    """What runs in a node's process: a :class:`~rfast_zmq.node.Node`, or what stands for one where somebody else's code
+    trains."""
+
+    is_root: bool
+    wall_s: float
+
+    async def run(self, gate: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """To the end. ``gate``: awaited between "ready" and the start."""
+
+    def stop(self) -> None:
+        """End the run in order."""
+
+    def leave(self) -> None:
+        """Go now, without waiting for anybody."""
+
+    def standing(self) -> dict[str, Any]:
+        """Plain numbers, for the result."""
+
+    def last_record(self) -> Mapping[str, Tensor | float]:
+        """What the algorithm's identity is checked with."""
+
+    def newest_model(self) -> dict[str, Tensor] | None:
+        """What is worth keeping now, in the midst of the run."""
+
+    def final_model(self) -> dict[str, Tensor] | None:
+        """What to save at the end."""
+
+
+def member(orders: Orders, watcher: PipeWatcher) -> Member:
+    """What is to run here."""
+    plan = Plan.make(orders.source, orders.settings)
+    if plan.method is Ddp:
+        return DdpNode(plan, orders.rank, orders.folder, watcher)
+    return Node(plan, orders.rank, orders.addresses, orders.run, incarnation=1, watcher=watcher)
+
+
 def node_process(orders: Orders, pipe: Connection) -> None:
     """The process of one node: from its orders to its last record. Exits 0, or 1 after telling the launcher why."""
     for number in ENDING_SIGNALS:  # the launcher decides
@@ -100,21 +138,15 @@ def node_process(orders: Orders, pipe: Connection) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING_SIGNALS)
     torch.set_num_threads(1)
     keep_freed_memory()
-    share_cores()
+    if orders.settings.algorithm != Ddp.name:  # whose threads pass things on that somebody waits for
+        share_cores()
     watcher = PipeWatcher(pipe)
-    node: Node | None = None
+    node: Member | None = None
     try:
-        node = Node(
-            Plan.make(orders.source, orders.settings),
-            orders.rank,
-            orders.addresses,
-            orders.run,
-            incarnation=1,
-            watcher=watcher,
-        )
+        node = member(orders, watcher)
         gc.freeze()
         run_loop(_with_launcher(node, pipe, orders.folder))
-        record = {k: torch.as_tensor(v) for k, v in node.algorithm.last_record().items()}
+        record = {k: torch.as_tensor(v) for k, v in node.last_record().items()}
         save_file({k: v.clone() for k, v in record.items()}, orders.folder / f"record-{orders.rank}.safetensors")
         if node.is_root and (model := node.final_model()) is not None:
             _save(model, orders.folder)
@@ -131,14 +163,13 @@ def node_process(orders: Orders, pipe: Connection) -> None:
         os._exit(1)
 
 
-def hand_over(node: Node, folder: Path) -> None:
+def hand_over(node: Member, folder: Path) -> None:
     """At the root, leave the newest model where the launcher finds it, whatever became of the run."""
     if not node.is_root:
         return
     with contextlib.suppress(Exception):  # it is for what the run is worth after something else went wrong
-        model = node.algorithm.export()
-        if model is not None and node.trouble < 0 and all(is_finite(bucket) for bucket in model):
-            _save(node.worker.state_dict(model), folder)
+        if (model := node.newest_model()) is not None:
+            _save(model, folder)
 
 
 def _save(model: Mapping[str, Tensor], folder: Path) -> None:
@@ -165,7 +196,7 @@ def _heard(*_: object) -> None:
     """Does nothing; and, unlike SIG_IGN, is not passed on to what a task may start."""
 
 
-async def _with_launcher(node: Node, pipe: Connection, folder: Path) -> None:
+async def _with_launcher(node: Member, pipe: Connection, folder: Path) -> None:
     loop = asyncio.get_running_loop()
     gate = asyncio.Event()
 

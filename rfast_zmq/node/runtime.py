@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -426,6 +426,17 @@ class Node:
             "memory_bytes": peak_memory_bytes(),
             "pace_s": self.algorithm.pace_s,
         }
+
+    def last_record(self) -> Mapping[str, Tensor | float]:
+        """Of the algorithm, after the run has closed."""
+        return self.algorithm.last_record()
+
+    def newest_model(self) -> dict[str, Tensor] | None:
+        """The model as it is, in the midst of the run; None: there is none, or none that is worth keeping."""
+        model = self.algorithm.export()
+        if model is None or self.trouble >= 0 or not all(is_finite(bucket) for bucket in model):
+            return None
+        return self.worker.state_dict(model)
 
     def final_model(self) -> dict[str, Tensor] | None:
         """What to save: the model at the end; the last good one if the run ended in trouble."""

@@ -247,6 +247,23 @@ def default_group(name: str, parameter: nn.Parameter) -> Group:
     return Group(decay=parameter.ndim >= 2)
 
 
+def check_loss(loss: object) -> Tensor:
+    """What a task's ``training_step`` gave, if it can be trained on.
+
+    Raises:
+        UsageError: no scalar tensor, or one that does not depend on parameters.
+    """
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        raise UsageError(f"training_step() gave {found}: must give a scalar tensor, the mean loss of the batch")
+    if not loss.requires_grad:
+        raise UsageError(
+            "training_step() gave a loss that no gradient goes back from: must depend on the model's parameters, "
+            "without detach() or no_grad()"
+        )
+    return loss
+
+
 class FlatModel:
     """A module whose parameters are views of one flat float32 vector, which models are copied into.
 
@@ -412,15 +429,7 @@ class FlatModel:
             UsageError: the closure did not give a scalar tensor, or one that does not depend on parameters.
         """
         self.clear()
-        loss = closure()
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
-            raise UsageError(f"training_step() gave {found}: must give a scalar tensor, the mean loss of the batch")
-        if not loss.requires_grad:
-            raise UsageError(
-                "training_step() gave a loss that no gradient goes back from: must depend on the model's parameters, "
-                "without detach() or no_grad()"
-            )
+        loss = check_loss(closure())
         look = look or _unseen
         self._gather.begin(look, hooks=True)
         try:
@@ -431,6 +440,14 @@ class FlatModel:
             raise
         self.clear()
         return gradient, float(loss.detach())
+
+    def by_group(self) -> tuple[list[nn.Parameter], ...]:
+        """The trainable parameters of each of the layout's groups."""
+        members: tuple[list[nn.Parameter], ...] = tuple([] for _ in self.layout.groups)
+        of = {e.name: e.group for e in self.layout.entries if e.kind == "parameter"}
+        for name, p in self._ordered:
+            members[of[name]].append(p)
+        return members
 
     def clear(self) -> None:
         """No gradients: every ``p.grad`` is None."""

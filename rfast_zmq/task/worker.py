@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from rfast_zmq.errors import RfastError, TaskError, UsageError
 from rfast_zmq.settings import Settings
-from rfast_zmq.task.flat import FlatModel, Group, Layout
+from rfast_zmq.task.flat import FlatModel, Group, Layout, check_loss
 from rfast_zmq.task.sampler import make_feed, to_device
 from rfast_zmq.task.staging import Look
 from rfast_zmq.task.task import Task
@@ -140,15 +140,46 @@ class Worker:
             TaskError: the user's code raised.
             UsageError: its loss is none.
         """
-        with self._users_code(), self._on_stream():
+        with self._on_stream():
+            batch, done = self.next_batch(samples)
+            with self._users_code():
+                if model is not None:
+                    self._flat.load(model)
+                gradient, loss = self._flat.gradient(lambda: self.task.training_step(self._flat.module, batch), look)
+            return gradient, loss, done
+
+    def next_batch(self, samples: int) -> tuple[Any, int]:
+        """The node's next samples, on its device, and how many they are; torch's generator is seeded for the gradient
+        over them, which is next.
+
+        Raises:
+            TaskError: the task's data raised.
+        """
+        with self._users_code():
             batch, done = self._feed.draw(samples)
             batch = to_device(batch, self._device)
-            if model is not None:
-                self._flat.load(model)
-            torch.manual_seed(_seed(self._settings.seed, self.rank, self._drawn))
-            self._drawn += 1
-            gradient, loss = self._flat.gradient(lambda: self.task.training_step(self._flat.module, batch), look)
-            return gradient, loss, done
+        torch.manual_seed(_seed(self._settings.seed, self.rank, self._drawn))
+        self._drawn += 1
+        return batch, done
+
+    @property
+    def module(self) -> nn.Module:
+        """The module, for whoever trains it without :meth:`gradient`."""
+        return self._flat.module
+
+    def parameters(self) -> tuple[list[nn.Parameter], ...]:
+        """Its trainable parameters, for each of the layout's groups."""
+        return self._flat.by_group()
+
+    def loss(self, batch: Any) -> Tensor:
+        """The task's mean loss over a batch, to be gone back from.
+
+        Raises:
+            TaskError: the user's code raised.
+            UsageError: its loss is none.
+        """
+        with self._users_code():
+            return check_loss(self.task.training_step(self._flat.module, batch))
 
     def hook(self, name: str, *arguments: object) -> None:
         """Call one of the task's hooks.

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from rfast_zmq.task import Task
+from rfast_zmq.task import Group, Task
 
 
 class Line(Task):
@@ -101,3 +101,26 @@ class Hooks(Line):
             Path(self.option("path")).write_text(" ".join(self.seen))
 
     options = {"path": ""}
+
+
+class Uneven(Line):
+    """Nodes of different weight, two groups of parameters, and a learning rate that falls."""
+
+    def configure_model(self) -> nn.Module:
+        return nn.Linear(8, 1)
+
+    def weight(self) -> float:
+        return 1.0 + self.rank
+
+    def parameter_group(self, name: str, parameter: nn.Parameter) -> Group:
+        return Group(decay=parameter.ndim >= 2, lr_scale=1.0 if parameter.ndim >= 2 else 0.5)
+
+    def lr_schedule(self, rounds: float) -> float:
+        return 1.0 / (1.0 + rounds / 20)
+
+
+class LeavesUnused(Line):
+    def configure_model(self) -> nn.Module:
+        module = nn.Linear(8, 1)
+        module.register_parameter("spare", nn.Parameter(torch.ones(3)))
+        return module

@@ -1,0 +1,68 @@
+"""``ddp``: torch's own ``DistributedDataParallel`` over gloo, what one would take today without this package.
+
+Synchronous SGD: in every step each node takes the gradient over its share of B, torch averages it bucket by bucket
+while the backward pass still goes on, and each node's optimiser takes the same step::
+
+    d = Σ w_i g_i / Σ w        x ← optimiser(x, d)        2 (n − 1)/n models out of each node in a step
+
+None of it is ours: no state machine stands behind the name, and no ZeroMQ. So it is not in the simulator, nor under
+``rfast node``; ``ring-allreduce`` is the same mathematics there. ``rfast_zmq/launch/ddp.py`` runs it (``rfast run``).
+
+``bucket_mb`` is torch's ``bucket_cap_mb``; ``find_unused_parameters`` (0 or 1) torch's flag of that name, for models
+of which a step may leave a parameter unused.
+
+Source: Li et al., "PyTorch Distributed: Experiences on Accelerating Data Parallel Training", arXiv 2006.15704.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from rfast_zmq.algorithms.ring_allreduce import RingAllReduce
+from rfast_zmq.core.interface import Method
+from rfast_zmq.errors import UsageError
+from rfast_zmq.settings import BUCKET_BYTES, Settings
+
+
+class Ddp(Method):
+    """What is known of it beforehand. See the module."""
+
+    name: ClassVar[str] = "ddp"
+    optimizers: ClassVar[tuple[str, ...]] = ("sgd", "momentum", "nesterov", "adam", "nadam")
+    clips: ClassVar[bool] = True
+    bears_loss: ClassVar[bool] = False
+    cpu_only: ClassVar[bool] = True
+    options: ClassVar[Mapping[str, float]] = {"bucket_mb": 25.0, "find_unused_parameters": 0.0}
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, float]) -> None:
+        if options["bucket_mb"] <= 0:
+            raise UsageError(f"--algorithm-option bucket_mb={options['bucket_mb']:g}: must be above 0, such as 25")
+        if options["find_unused_parameters"] not in (0, 1):
+            value = options["find_unused_parameters"]
+            raise UsageError(f"--algorithm-option find_unused_parameters={value:g}: must be 0 or 1")
+
+    @classmethod
+    def check_settings(cls, settings: Settings) -> None:
+        s = settings
+        for flag, value in (("pace", s.pace), ("resend", s.resend)):
+            if value is not None:
+                raise UsageError(f"--{flag} {value:g}: --algorithm ddp has no messages to pace; leave it out")
+        if s.bucket_bytes != BUCKET_BYTES:
+            raise UsageError(
+                f"--bucket-bytes {s.bucket_bytes}: --algorithm ddp has torch's buckets; take --algorithm-option"
+                " bucket_mb=25"
+            )
+        if s.report_batch is not None and s.report_batch != max(1, round(s.share)):
+            raise UsageError(
+                f"--report-batch {s.report_batch} (given, or the task's own): a step of --algorithm ddp is a node's"
+                f" whole share of B; take --report-batch {max(1, round(s.share))}"
+            )
+        if s.device not in ("auto", "cpu"):
+            raise UsageError(f"--device {s.device}: --algorithm ddp runs over gloo, on the CPU; take --device cpu")
+
+    @staticmethod
+    def identity_error(records: Mapping[int, Mapping[str, Any]], root: int) -> float:
+        """As of ``ring-allreduce``: how far the nodes' models differ after equally many steps: 0."""
+        return RingAllReduce.identity_error(records, root)

@@ -1,0 +1,215 @@
+"""``--algorithm ddp``: torch's DistributedDataParallel on the same task, draws and output as every other algorithm."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rfast_zmq.assembly import Plan
+from rfast_zmq.cli import main
+from rfast_zmq.core.descent import Descent
+from rfast_zmq.errors import TaskError, UsageError
+from rfast_zmq.launch import run
+from rfast_zmq.launch.ddp import make_optimizer
+from rfast_zmq.launch.slowed import SlowedBackward
+from rfast_zmq.settings import Settings
+from rfast_zmq.simulate import Simulator
+from tests.loopback.test_run import TASKS, Watch
+
+SAME = 1e-4
+"""Of coordinates up to 8: what float32 rounds differently when a mean is taken in another order, over 40 steps."""
+
+
+def plan(task: str, **settings: Any) -> Plan:
+    return Plan.make(f"{TASKS}:{task}", Settings(**{"nodes": 3, "algorithm": "ddp", "samples": 40 * 33, **settings}))
+
+
+def simulated(task: str, **settings: Any) -> tuple[dict[str, torch.Tensor], int]:
+    """The model of our ring-allreduce with the same draws, in virtual time, and its steps."""
+    as_ring = plan(task, algorithm="ring-allreduce", topology="ring", compute="constant:0.1", **settings)
+    simulator = Simulator(as_ring)
+    simulator.run()
+    model = simulator.root.algorithm.export()
+    assert model is not None
+    return simulator.root.worker.state_dict(model), int(simulator.root.algorithm.last_record()["steps"])
+
+
+@pytest.mark.parametrize(
+    ("task", "settings"),
+    [
+        ("Uneven", {"optimizer": "sgd", "weight_decay": 0.1}),
+        ("Uneven", {"optimizer": "momentum", "lr": 0.01, "weight_decay": 0.1}),
+    ],
+)
+def test_the_model_is_that_of_ring_allreduce_with_the_same_draws(task: str, settings: dict[str, Any]) -> None:
+    """Step for step: the same batches, first model, weights of nodes, groups, decay and schedule."""
+    expected, steps = simulated(task, global_batch=33, **settings)
+    done = run(plan(task, global_batch=33, **settings, samples=steps * 33))
+    assert steps > 30
+    assert (done.result.samples, done.result.rounds) == (steps * 33, steps)
+    assert done.result.identity_error == 0.0
+    assert done.model is not None
+    for name, t in expected.items():
+        assert done.model[name] == pytest.approx(t, abs=SAME), name
+    assert done.result.missing == []
+
+
+def test_one_step_clipped_is_as_long_as_the_bound() -> None:
+    settings = plan("Line", global_batch=33, optimizer="sgd", lr=1.0, samples=33, clip_norm=0.5)
+    done = run(settings)
+    assert done.model is not None
+    assert float((done.model["weight"].flatten() - settings.worker(0).initial()[0]).norm()) == pytest.approx(
+        0.5, rel=1e-4
+    )
+
+
+def test_a_parameter_that_a_step_leaves_unused_needs_the_option_of_that_name() -> None:
+    with pytest.raises(UsageError, match="--algorithm-option find_unused_parameters=1"):
+        run(plan("LeavesUnused"))
+    done = run(plan("LeavesUnused", algorithm_option=("find_unused_parameters=1",)))
+    assert done.result.missing == []
+    assert done.result.identity_error == 0.0
+
+
+def test_the_target_ends_a_run_and_the_result_has_every_figure(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    flags = "--nodes 3 --algorithm ddp --target 0.9 --samples 1000000 --compute constant:0.02 --straggler 1:3"
+    assert not main(["run", f"{TASKS}:Line", *flags.split(), "--evaluate-every", "2", "--json", "--out", str(out)])
+    result = json.loads(capsys.readouterr().out)
+    assert result["algorithm"] == "ddp"
+    assert 0 < result["target_s"] <= result["wall_s"]
+    assert result["accuracy"] >= 0.9
+    assert result["identity_error"] == 0.0
+    assert result["staleness_rounds"] == 0.0
+    assert result["cpu_s"] > result["communication_cpu_s"] > 0
+    assert result["slowest_node"]["rank"] == 1
+    steps = result["per_node"][0]["gradients"]
+    assert [node["gradients"] for node in result["per_node"]] == [steps] * 3
+    assert result["bytes_sent"] == steps * 3 * (2 * 2 * 4 * (8 + 4 + 6) // 3)
+    assert result["wall_s"] >= steps * 0.06  # the slowest's time, which nobody escapes
+    waits = [node["waited_s"] / result["wall_s"] for node in result["per_node"]]
+    assert waits[0] > 0.5 > waits[1]
+    assert {"metrics.jsonl", "nodes.jsonl", "model.safetensors", "result.json"} <= {p.name for p in out.iterdir()}
+
+
+def test_a_killed_rank_ends_the_run_with_a_word() -> None:
+    def act(watch: Watch) -> None:
+        watch.until(lambda: watch.rounds > 5)
+        os.kill(watch.pids[2], signal.SIGKILL)
+
+    watch = Watch(act)
+    began = time.monotonic()
+    done = run(plan("Line", samples=10**8, compute="constant:0.02"), watch)
+    assert any("node 2 ended" in line and "under ddp the run stops" in line for line in watch.lines)
+    assert done.result.missing == [2]
+    assert done.model is not None
+    assert time.monotonic() - began < 30
+
+
+def test_ctrl_c_ends_a_run_in_order() -> None:
+    asked = {"times": 0}
+
+    def act(watch: Watch) -> None:
+        watch.until(lambda: watch.rounds > 5)
+        asked["times"] = 1
+
+    done = run(plan("Line", samples=10**8), Watch(act), stop=lambda: asked["times"])
+    assert done.interrupted
+    assert done.result.missing == []
+    assert done.result.identity_error == 0.0
+    assert len({node["gradients"] for node in done.result.per_node}) == 1
+
+
+def test_a_task_that_raises_is_shown_with_its_rank_and_traceback() -> None:
+    with pytest.raises(TaskError) as caught:
+        run(plan("RaisesAtTwo"))
+    assert caught.value.rank == 2
+    assert "no such column: price" in caught.value.traceback
+
+
+def test_models_that_differ_between_ranks_are_refused() -> None:
+    with pytest.raises(UsageError, match="different models"):
+        run(plan("Differs"))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_the_step() -> None:
+    watch = Watch()
+    done = run(plan("TurnsNan", samples=10**8), watch)
+    assert done.result.trouble == 1
+    assert done.result.per_node[0]["gradients"] == 300
+    assert any("node 1" in line and "no longer finite" in line for line in watch.lines)
+    assert done.model is not None
+    assert all(bool(torch.isfinite(t).all()) for t in done.model.values())
+
+
+# ------------------------------------------------------------------------------------- without a process
+
+
+def test_it_is_refused_where_it_cannot_run() -> None:
+    with pytest.raises(UsageError, match=r"--algorithm ddp.*rfast run alone.*ring-allreduce"):
+        Simulator(plan("Line", compute="constant:0.1"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"drop": 0.1}, "--drop 0.1"),
+        ({"wire": "int8"}, "--wire"),
+        ({"pace": 0.1}, "--pace 0.1"),
+        ({"resend": 0.1}, "--resend 0.1"),
+        ({"report_batch": 4}, "--report-batch 4.*--report-batch 11"),
+        ({"bucket_bytes": 2048}, "bucket_mb=25"),
+        ({"device": "cuda"}, "--device cuda"),
+        ({"algorithm_option": ("bucket_mb=0",)}, "bucket_mb=0"),
+        ({"algorithm_option": ("find_unused_parameters=2",)}, "find_unused_parameters=2"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        plan("Line", **settings)
+
+
+@pytest.mark.parametrize("rule", ["sgd", "momentum", "nesterov", "adam"])
+def test_torchs_optimiser_takes_the_steps_of_ours(rule: str) -> None:
+    """With decay on one group, half the learning rate on the other. (NAdam's form differs: see the module.)"""
+    of_task = plan("Uneven", optimizer=rule, lr=0.01, weight_decay=0.1)
+    worker = of_task.worker(0)
+    optimizer = make_optimizer(of_task.settings, worker)
+    (bucket,) = worker.layout.buckets
+    ours, x = Descent(bucket, rule=rule), worker.initial()[0]
+    for k in range(5):
+        gradient = torch.randn(bucket.size, generator=torch.Generator().manual_seed(k))
+        offset = 0
+        for lr, parameters in zip((0.01, 0.005), worker.parameters(), strict=True):
+            for p in parameters:
+                p.grad = gradient[offset : offset + p.numel()].view_as(p)
+                offset += p.numel()
+            optimizer.param_groups[0 if lr == 0.01 else 1]["lr"] = lr
+        optimizer.step()
+        x = ours.step(x, gradient, 1.0, 0.0, [(0.01, 0.1), (0.005, 0.0)])
+        assert worker.initial()[0] == pytest.approx(x, abs=1e-6)
+
+
+def test_an_emulated_pass_takes_as_long_as_was_drawn_and_gradients_come_one_by_one() -> None:
+    small, large = torch.nn.Parameter(torch.ones(100)), torch.nn.Parameter(torch.ones(900))
+    backward = SlowedBackward([small, large])
+    came: list[float] = []
+    for p in (small, large):
+        p.register_hook(lambda gradient: came.append(time.perf_counter()))
+    began = time.perf_counter()
+    for _ in range(5):
+        backward.forward_begins(time.perf_counter(), 0.06)
+        backward.begins()
+        (small.sum() + large.exp().sin().sum()).backward()
+        ended = backward.ended()
+    assert ended - began == pytest.approx(0.3, abs=0.02)
+    assert abs(came[-1] - came[-2]) > 0.003  # a tenth of two thirds of the time, or nine tenths
