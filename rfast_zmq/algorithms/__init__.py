@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from math import isfinite
 
+from rfast_zmq.algorithms.ad_psgd import AdPsgd
 from rfast_zmq.algorithms.d_psgd import DPsgd
 from rfast_zmq.algorithms.ddp import Ddp
 from rfast_zmq.algorithms.diloco import DiLoCo
@@ -18,7 +19,9 @@ from rfast_zmq.core.interface import Algorithm, Method, NodeConfig
 from rfast_zmq.errors import UsageError
 
 OURS: dict[str, type[Algorithm]] = {kind.name: kind for kind in (RFastTree, RFast)}
-RIVALS: dict[str, type[Algorithm]] = {kind.name: kind for kind in (RingAllReduce, DPsgd, Sgp, Osgp, LocalSgd, DiLoCo)}
+RIVALS: dict[str, type[Algorithm]] = {
+    kind.name: kind for kind in (RingAllReduce, DPsgd, AdPsgd, Sgp, Osgp, LocalSgd, DiLoCo)
+}
 """What they are compared with."""
 ALGORITHMS = {**OURS, **RIVALS}
 METHODS: dict[str, type[Method]] = {**ALGORITHMS, Ddp.name: Ddp}
