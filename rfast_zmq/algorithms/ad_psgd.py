@@ -4,9 +4,9 @@
     x_i, x_j ← (x_i + x_j)/2            j drawn uniformly among its neighbours
 
 The graph is the topology's, both of its graphs together and every edge both ways, made bipartite: nodes have one of two
-colours, by whether their distance from the root is even, and edges between nodes of one colour are left out (those of
-a breadth-first tree stay, so everybody is reached). The colour of more nodes is active, the other passive. An active
-node sends its model to a passive neighbour, which answers at once with its own and moves half-way; the active one moves
+colours, by whether their depth in the push tree is even, and edges between nodes of one colour are left out (those of
+that tree stay, so everybody is reached). The colour of more nodes is active, the other passive. An active node
+sends its model to a passive neighbour, which answers at once with its own and moves half-way; the active one moves
 by as much the other way when the answer is there::
 
     passive, as x̃_i comes:    answer x_j,  x_j ← x_j + (x̃_i − x_j)/2
@@ -27,7 +27,7 @@ Departures: node weights scale the gradients. An averaging under way as the run 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar
 
 from torch import Tensor
@@ -38,6 +38,7 @@ from rfast_zmq.core.gossip import neighbours
 from rfast_zmq.core.interface import NodeConfig
 from rfast_zmq.core.ordered import Ordered, OwnSteps
 from rfast_zmq.errors import UsageError
+from rfast_zmq.topology import Topology
 
 
 class AdPsgd(Ordered):
@@ -54,7 +55,7 @@ class AdPsgd(Ordered):
             raise UsageError(f"--algorithm-option averagings={averagings:g}: must be a whole number, 1 or more")
 
     def __init__(self, config: NodeConfig) -> None:
-        around, active = bipartite(neighbours(config.topology), config.topology.root)
+        around, active = bipartite(config.topology)
         partners = around[config.rank]
         super().__init__(config, partners, partners)
         self._partners, self._active = partners, active[config.rank]
@@ -126,25 +127,19 @@ class AdPsgd(Ordered):
         return actions
 
 
-def bipartite(around: Sequence[Sequence[int]], root: int) -> tuple[tuple[tuple[int, ...], ...], tuple[bool, ...]]:
-    """A bipartite graph within a connected one, and which of its nodes are active.
-
-    Args:
-        around: per node its neighbours, who have it among theirs.
-        root: where colours begin.
+def bipartite(topology: Topology) -> tuple[tuple[tuple[int, ...], ...], tuple[bool, ...]]:
+    """A bipartite graph within the topology's edges, and which of its nodes are active.
 
     Returns:
-        Per node those of its neighbours whose distance from the root is even where its own is odd, and the other way
-        round; and whether its colour is that of more nodes (a tie: of the root's neighbours).
+        Per node those of its neighbours whose depth in the push tree is even where its own is odd, and the other way
+        round; and whether its colour is that of more nodes (a tie: that of the root's children).
     """
-    distance = {root: 0}
-    order = [root]
-    for node in order:
-        for j in around[node]:
-            if j not in distance:
-                distance[j] = distance[node] + 1
-                order.append(j)
-    odd = [distance[node] % 2 == 1 for node in range(len(around))]
-    kept = tuple(tuple(j for j in of_node if odd[j] != odd[node]) for node, of_node in enumerate(around))
-    active = 2 * sum(odd) >= len(around)
+    parent = topology.push_tree.parent
+    odd = [False] * topology.nodes
+    for node in range(topology.nodes):
+        at = parent[node]
+        while at is not None:
+            odd[node], at = not odd[node], parent[at]
+    kept = tuple(tuple(j for j in around if odd[j] != odd[node]) for node, around in enumerate(neighbours(topology)))
+    active = 2 * sum(odd) >= topology.nodes
     return kept, tuple(is_odd == active for is_odd in odd)

@@ -76,7 +76,7 @@ def models(net: Network) -> np.ndarray:
 def test_the_graph_is_bipartite_reaches_everybody_and_more_are_active(shape: str, nodes: int) -> None:
     topology = topology_of(shape, nodes)
     around = neighbours(topology)
-    kept, active = bipartite(around, topology.root)
+    kept, active = bipartite(topology)
     assert 2 * sum(active) >= nodes
     reached, more = {topology.root}, [topology.root]
     while more:
@@ -155,7 +155,7 @@ def test_partners_are_drawn_evenly() -> None:
                 net.compute(rank)
                 asked.update((edge.src, edge.dst) for edge, bucket in net.dirty if edge.src == rank and bucket == 0)
                 flush(net)
-    kept, active = bipartite(neighbours(net.topology), net.topology.root)
+    kept, active = bipartite(net.topology)
     assert asked.keys() == {(i, j) for i, of_node in enumerate(kept) for j in of_node if active[i]}
     for (i, _), count in asked.items():
         assert abs(count - 400 / len(kept[i])) < 50
