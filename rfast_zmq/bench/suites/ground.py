@@ -18,6 +18,8 @@ from rfast_zmq.settings import Settings
 
 SPEEDS = {"even": "even speeds", "lognormal": "lognormal(.5) speeds", "straggler": "one 5× straggler"}
 SIGMA, STRAGGLER_RANK, STRAGGLER_FACTOR = 0.5, 5, 5
+REPORT_LEAST_S = 0.0125
+"""Emulated seconds of the shortest gradient: eight real processes on two cores have no room for shorter ones."""
 ALONE = "one machine"
 """The contestant that has all data and the speed of one node that is no straggler."""
 
@@ -197,7 +199,7 @@ class Job:
             optimizer=contestant.optimizer,
             lr=self.lr,
             global_batch=self.batch,
-            report_batch=max(1, round(contestant.report * self.batch / nodes)),
+            report_batch=self._report(nodes),
             wire=contestant.wire,
             drop=cell.loss,
             seed=self.seed,
@@ -208,6 +210,13 @@ class Job:
             **_speeds(ground, cell, self.batch, nodes),
             **more,
         )
+
+
+    def _report(self, nodes: int) -> int:
+        """Samples of a gradient: the contestant's part of a share, if that takes long enough, else of what does."""
+        share, sample_s = self.batch / nodes, self.ground.share_s * self.ground.nodes / self.ground.batch
+        least = min(share, REPORT_LEAST_S / sample_s)
+        return max(1, round(max(self.contestant.report * share, least)))
 
 
 def no_wait_rate(ground: Ground, cell: Cell) -> float:
