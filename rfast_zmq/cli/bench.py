@@ -161,7 +161,7 @@ def run(
     out
         Folder of the results; what is there already is not run again.
     part
-        Of the suite paper: a, b, c.
+        Of the suite paper: a, b, c; of slow-links: a, b.
     only
         These algorithms only, by their name in the tables.
     cells

@@ -76,9 +76,11 @@ class DdpNode:
         rank: which of it.
         folder: of the run; the ranks find each other in it.
         watcher: told what happens.
+        interface: of the network that the ranks talk over; None: the loopback's.
     """
 
-    def __init__(self, plan: Plan, rank: int, folder: Path, watcher: Watcher) -> None:
+    def __init__(self, plan: Plan, rank: int, folder: Path, watcher: Watcher, interface: str | None = None) -> None:
+        self._interface = interface or ("lo" if sys.platform == "linux" else "lo0")
         self.plan, self.rank, self._folder, self._watcher = plan, rank, folder, watcher
         self.worker = plan.worker(rank)
         self.is_root = rank == plan.topology.root
@@ -191,7 +193,7 @@ class DdpNode:
         """
         torch.set_num_threads(1)
         self.worker.prefetch()
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo" if sys.platform == "linux" else "lo0"
+        os.environ["GLOO_SOCKET_IFNAME"] = self._interface
         where = (self._folder / "meeting").as_uri()
         dist.init_process_group("gloo", init_method=where, rank=self.rank, world_size=self._n)
         layout, options = self.worker.layout, self.plan.options

@@ -26,12 +26,15 @@ from torch import Tensor
 from rfast_zmq.algorithms import Ddp
 from rfast_zmq.assembly import Plan
 from rfast_zmq.errors import RfastError, TaskError, UsageError
+from rfast_zmq.launch.namespaces import Namespaces
 from rfast_zmq.launch.outcome import Observer, Run, check_target
 from rfast_zmq.launch.process import ENDING_SIGNALS, MODEL, Orders, leave_terminal, node_process, terminals
 from rfast_zmq.transport import Addresses
 
 ENDING_S = 5.0
 """After the root is done, a node that does not end by itself is ended after so long (a node under SIGSTOP, say)."""
+PORTS = 7001, 7002
+"""Of the pull and of the push graph, where each node has a host of its own."""
 LEAVING_S = 2.0
 """After the second Ctrl-C, what has not ended by itself is ended after so long."""
 SOCKET_PATH_MAX = 100
@@ -47,7 +50,12 @@ class _Child:
     done: dict[str, Any] | None = None
 
 
-def run(plan: Plan, observer: Observer | None = None, stop: Callable[[], int] | None = None) -> Run:
+def run(
+    plan: Plan,
+    observer: Observer | None = None,
+    stop: Callable[[], int] | None = None,
+    hosts: Namespaces | None = None,
+) -> Run:
     """Run all nodes of ``plan`` on this machine, to the end.
 
     Args:
@@ -55,6 +63,7 @@ def run(plan: Plan, observer: Observer | None = None, stop: Callable[[], int] | 
         observer: told what happens.
         stop: asked now and then how often the user wants the run to end: 0 go on, 1 stop in order, 2 or more leave at
             once. None: Ctrl-C (SIGINT), SIGTERM and SIGHUP are counted, when called from the main thread.
+        hosts: one for each node to live in, and to talk from over TCP; None: they talk over Unix sockets.
 
     Where it raises after the run began, the newest model of the root is handed to ``observer.rescued``.
 
@@ -63,7 +72,7 @@ def run(plan: Plan, observer: Observer | None = None, stop: Callable[[], int] | 
         TaskError: the task raised, with the rank and the traceback.
         RfastError: a node crashed.
     """
-    return _Loopback(plan, observer or Observer(), stop).run()
+    return _Loopback(plan, observer or Observer(), stop, hosts).run()
 
 
 def process_context(*preloaded: str) -> multiprocessing.context.BaseContext:
@@ -80,8 +89,10 @@ def process_context(*preloaded: str) -> multiprocessing.context.BaseContext:
 
 
 class _Loopback:
-    def __init__(self, plan: Plan, observer: Observer, stop: Callable[[], int] | None) -> None:
-        self.plan, self.observer = plan, observer
+    def __init__(
+        self, plan: Plan, observer: Observer, stop: Callable[[], int] | None, hosts: Namespaces | None
+    ) -> None:
+        self.plan, self.observer, self._hosts = plan, observer, hosts
         self.children: list[_Child] = []
         self.out = Run(plan.result(simulated=False))
         self._interrupts = 0
@@ -130,14 +141,18 @@ class _Loopback:
     def _start(self, folder: Path) -> None:
         context = process_context()
         nodes = self.plan.topology.nodes
-        addresses, run_id = Addresses.ipc(folder, nodes), secrets.token_hex(8)
+        addresses = Addresses.ipc(folder, nodes)
+        if self._hosts is not None:
+            addresses = Addresses.tcp([self._hosts.address(rank) for rank in range(nodes)], *PORTS)
+        run_id = secrets.token_hex(8)
         if sys.platform == "linux":
             with _signals_held(), _temporary(folder.parent):
                 forkserver.ensure_running()
         for rank in range(nodes):
             self._mind_interrupts()
             ours, theirs = context.Pipe()
-            orders = Orders(self.plan.source, self.plan.settings, rank, addresses, run_id, folder)
+            namespace = None if self._hosts is None else self._hosts.names[rank]
+            orders = Orders(self.plan.source, self.plan.settings, rank, addresses, run_id, folder, namespace)
             process = context.Process(  # type: ignore[attr-defined]
                 target=node_process, args=(orders, theirs), name=f"rfast node {rank}", daemon=True
             )

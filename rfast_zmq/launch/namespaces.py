@@ -5,6 +5,7 @@ Linux and root only; ``ip``, ``tc`` (both of iproute2) and, for loss, ``iptables
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -14,11 +15,28 @@ from typing import Self
 
 from rfast_zmq.errors import RfastError
 
+CLONE_NEWNET = 0x40000000
+"""Linux' number for network namespaces."""
+INTERFACE = "eth0"
+"""By which a host reaches the others."""
 BURST_LEAST_BYTES, BURST_S = 16 * 1024, 0.004
 """What a line lets through at once: what the kernel's timer, which ticks 250 times a second, must not hold up."""
 _COUNT = count()
 QUEUE_S = 0.05
 """A packet that would wait longer at a full line is dropped there."""
+
+
+def enter(namespace: str) -> None:
+    """Let this thread, and those it starts from now on, live in a network namespace of :class:`Namespaces`.
+
+    Raises:
+        OSError: there is none of that name, or not for this user.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open(f"/var/run/netns/{namespace}", "rb") as file:
+        if libc.setns(file.fileno(), CLONE_NEWNET):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), namespace)
 
 
 class Namespaces:
@@ -64,7 +82,7 @@ class Namespaces:
 
     def sent_bytes(self, host: int) -> int:
         """What has left a host until now, headers and repetitions included."""
-        return int(_run(*self.within(host), "cat", "/sys/class/net/eth0/statistics/tx_bytes"))
+        return int(_run(*self.within(host), "cat", f"/sys/class/net/{INTERFACE}/statistics/tx_bytes"))
 
     def lost_packets(self, host: int) -> int:
         """Packets that ``loss`` has taken from what came in at a host."""
@@ -92,16 +110,16 @@ class Namespaces:
         for i, name in enumerate(self.names):
             host = ("ip", "-n", name)
             self._add(name)
-            _run(*switch, "link", "add", f"p{i}", "type", "veth", "peer", "name", "eth0", "netns", name)
+            _run(*switch, "link", "add", f"p{i}", "type", "veth", "peer", "name", INTERFACE, "netns", name)
             _run(*switch, "link", "set", f"p{i}", "master", "br0", "up")
-            _run(*host, "addr", "add", f"{self.address(i)}/24", "dev", "eth0")
-            _run(*host, "link", "set", "eth0", "up")
+            _run(*host, "addr", "add", f"{self.address(i)}/24", "dev", INTERFACE)
+            _run(*host, "link", "set", INTERFACE, "up")
             _run(*host, "link", "set", "lo", "up")
             if self._loss:
                 drop = ("-m", "statistic", "--mode", "random", "--probability", f"{self._loss}", "-j", "DROP")
-                _run(*self.within(i), "iptables", "-A", "INPUT", "-i", "eth0", *drop)
+                _run(*self.within(i), "iptables", "-A", "INPUT", "-i", INTERFACE, *drop)
             if self._bytes_per_s is not None:
-                self._limit(name, "eth0", self._bytes_per_s)
+                self._limit(name, INTERFACE, self._bytes_per_s)
                 self._limit(self._switch, f"p{i}", self._bytes_per_s)
 
     def _limit(self, namespace: str, device: str, bytes_per_s: float) -> None:

@@ -24,6 +24,7 @@ from rfast_zmq.assembly import Plan
 from rfast_zmq.errors import TaskError, UsageError
 from rfast_zmq.launch.ddp import DdpNode
 from rfast_zmq.launch.memory import keep_freed_memory, share_cores
+from rfast_zmq.launch.namespaces import INTERFACE, enter
 from rfast_zmq.node import Node
 from rfast_zmq.results import Point
 from rfast_zmq.settings import Settings
@@ -45,6 +46,8 @@ class Orders:
     run: str
     folder: Path
     """Of the run, private to it: sockets, the nodes' last records, the model."""
+    namespace: str | None = None
+    """The network namespace that it is to live in."""
 
 
 def run_loop(main: Coroutine[Any, Any, None]) -> None:
@@ -127,7 +130,8 @@ def member(orders: Orders, watcher: PipeWatcher) -> Member:
     """What is to run here."""
     plan = Plan.make(orders.source, orders.settings)
     if plan.method is Ddp:
-        return DdpNode(plan, orders.rank, orders.folder, watcher)
+        interface = None if orders.namespace is None else INTERFACE
+        return DdpNode(plan, orders.rank, orders.folder, watcher, interface)
     return Node(plan, orders.rank, orders.addresses, orders.run, incarnation=1, watcher=watcher)
 
 
@@ -143,6 +147,8 @@ def node_process(orders: Orders, pipe: Connection) -> None:
     watcher = PipeWatcher(pipe)
     node: Member | None = None
     try:
+        if orders.namespace is not None:
+            enter(orders.namespace)
         node = member(orders, watcher)
         gc.freeze()
         run_loop(_with_launcher(node, pipe, orders.folder))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,13 @@ class Addresses:
         return cls(
             tuple(f"ipc://{folder}/{rank}.W" for rank in range(nodes)),
             tuple(f"ipc://{folder}/{rank}.A" for rank in range(nodes)),
+        )
+
+    @classmethod
+    def tcp(cls, hosts: Sequence[str], pull_port: int, push_port: int) -> Addresses:
+        """The same two ports on each node's host."""
+        return cls(
+            tuple(f"tcp://{host}:{pull_port}" for host in hosts), tuple(f"tcp://{host}:{push_port}" for host in hosts)
         )
 
     @classmethod

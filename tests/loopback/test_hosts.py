@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import pytest
 
+from rfast_zmq import Plan, Settings, launch
 from rfast_zmq.launch.namespaces import Namespaces
 from rfast_zmq.topology import Endpoints, build, to_toml
 from rfast_zmq.topology.graphs import Topology
@@ -283,3 +284,23 @@ def test_on_slow_lines_no_host_says_more_than_its_line_carries(tmp_path: Path, h
     assert found["accuracy"] > 0.7, f"{found}\n{root.tells()}"
     assert found["bytes_sent"] < 1.3 * rate * found["wall_s"] + 10 * model_bytes, found
     assert found["per_node"][0]["pace_s"] > 1.5 * model_bytes / rate, found
+
+
+@pytest.mark.parametrize("algorithm", ["rfast-tree", "ddp"])
+def test_a_run_whose_processes_each_have_a_host_speaks_over_their_lines(algorithm: str) -> None:
+    plan = Plan.make(
+        str(DIGITS),
+        Settings(
+            nodes=3, topology="ring" if algorithm == "ddp" else "line", algorithm=algorithm, optimizer="sgd", lr=0.1,
+            global_batch=48, compute="constant:0.05", samples=1200,
+        ),
+    )  # fmt: skip
+    with namespaces(3, bytes_per_s=20e6) as within:
+        before = [within.sent_bytes(rank) for rank in range(3)]
+        result = launch.run(plan, hosts=within).result
+        left = [within.sent_bytes(rank) - was for rank, was in enumerate(before)]
+    assert result.accuracy is not None
+    assert result.accuracy > 0.5, "it learned something"
+    assert result.missing == []
+    assert sum(left) > 0.9 * result.bytes_sent > 1e6, (left, result.bytes_sent)
+    assert all(left), "every host had something to say"

@@ -288,6 +288,7 @@ SLOW = replace(
     bytes_per_s=2 * 7 / 8 * MODEL_BYTES / MLP.share_s,
 )
 SLOW_LINKS = Block(
+    part="a",
     ground=SLOW,
     contestants=(
         *_with(
@@ -312,6 +313,25 @@ SLOW_LINKS = Block(
         for cell, least in zip((LABEL, IID, EVEN, IID_EVEN), leasts, strict=True)
     ),
 )  # fmt: skip
+
+SLOW_HOSTS = Block(
+    part="b",
+    ground=replace(
+        SLOW,
+        name="slow-hosts",
+        title="the same lines between network namespaces, real processes",
+        simulated=False,
+        hosts=True,
+    ),
+    contestants=(
+        *(replace(c, report=0.25) for c in SLOW_LINKS.contestants[:2]),
+        _one("ddp", "ring", "nadam", 0.012, tuned_as=("ring-allreduce", "ring")),
+        _alone("nadam", 0.008),
+    ),
+    cells=SLOW_LINKS.cells,
+    reference="ddp",
+    aims=tuple(replace(aim, over="ddp") for aim in SLOW_LINKS.aims),
+)
 
 # ------------------------------------------------------------------------------------------- scale
 
@@ -356,8 +376,8 @@ SUITES = {
         Suite(name="charlm", about="a transformer on text, in virtual time", blocks=(CHARLM,)),
         Suite(
             name="slow-links",
-            about="lines on which an all-reduce takes as long as the gradient, in virtual time",
-            blocks=(SLOW_LINKS,),
+            about="lines on which an all-reduce takes as long as the gradient: (a) in virtual time; (b) in namespaces",
+            blocks=(SLOW_LINKS, SLOW_HOSTS),
         ),
         Suite(
             name="scale",

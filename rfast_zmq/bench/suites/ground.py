@@ -41,7 +41,9 @@ class Ground:
         share_s: emulated seconds that a node needs for its share of ``batch``.
         evaluate_every: rounds of ``batch`` samples between two evaluations.
         simulated: in virtual time; if not, one process a node, and the wall clock.
-        bytes_per_s, latency_s: of each node's line and of a message, in virtual time.
+        hosts: with one process a node, each in a network namespace of its own.
+        bytes_per_s: of each node's outgoing and of its incoming line, in virtual time and of hosts.
+        latency_s: of a message, in virtual time.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Ground:
     share_s: float = 0.1
     evaluate_every: float = 1.0
     simulated: bool = True
+    hosts: bool = False
     bytes_per_s: float = 125e6
     latency_s: float = 0.0005
 
@@ -160,10 +163,13 @@ class Job:
     @property
     def key(self) -> str:
         """The same for two runs that would give the same; it does not depend on where the data file lies."""
-        ground = {name: value for name, value in asdict(self.ground).items() if name not in ("title", "simulated")}
+        ground = {
+            name: value for name, value in asdict(self.ground).items() if name not in ("title", "simulated", "hosts")
+        }
         unseen = ("label", "lr", "others")
         contestant = {name: value for name, value in asdict(self.contestant).items() if name not in unseen}
         what = [ground, asdict(self.cell), contestant, self.lr, self.batch, self.seed, self.simulated]
+        what += ["hosts"] if self.ground.hosts and not self.simulated else []
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:20]
 
     @property
@@ -210,7 +216,6 @@ class Job:
             **_speeds(ground, cell, self.batch, nodes),
             **more,
         )
-
 
     def _report(self, nodes: int) -> int:
         """Samples of a gradient: the contestant's part of a share, if that takes long enough, else of what does."""

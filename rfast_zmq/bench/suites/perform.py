@@ -13,6 +13,7 @@ from rfast_zmq.bench.suites.ground import Job
 from rfast_zmq.bench.suites.tuning import Score
 from rfast_zmq.errors import UsageError
 from rfast_zmq.launch import run
+from rfast_zmq.launch.namespaces import Namespaces
 from rfast_zmq.results import Point, Result, versions
 from rfast_zmq.simulate import Simulator
 
@@ -53,7 +54,11 @@ def perform(job: Job) -> Row:
         line = inf if alone else ground.bytes_per_s
         simulation = Simulator(plan, latency_s=0.0 if alone else ground.latency_s, bytes_per_s=line).run()
         return row | _found(simulation.result, simulation.points)
-    done = run(plan)
+    if job.ground.hosts:
+        with Namespaces(plan.topology.nodes, bytes_per_s=job.ground.bytes_per_s) as hosts:
+            done = run(plan, hosts=hosts)
+    else:
+        done = run(plan)
     if done.interrupted:
         raise KeyboardInterrupt
     return row | _found(done.result, done.points)

@@ -91,6 +91,9 @@ def _conditions(ground: Ground, tables: Sequence[Table]) -> str:
         f"in virtual time, each node on a line of {ground.bytes_per_s * 8 / 1e6:,.4g} Mbit/s out and in,"
         f" {ground.latency_s * 1e3:g} ms under way"
         if ground.simulated
+        else "one process a node on this machine, each in a network namespace whose line out and in `tc tbf` limits to"
+        f" {ground.bytes_per_s * 8 / 1e6:,.4g} Mbit/s, wall clock from the common start"
+        if ground.hosts
         else "one process a node on this machine, wall clock from the common start"
     )
     stragglers = f"node {min(STRAGGLER_RANK, ground.nodes - 1)} takes {STRAGGLER_FACTOR} times as long as the others"

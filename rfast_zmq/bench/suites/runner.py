@@ -24,6 +24,7 @@ from rfast_zmq.bench.suites.store import Store
 from rfast_zmq.bench.suites.tuning import Score, Tuned, best_batch, best_lr
 from rfast_zmq.errors import UsageError
 from rfast_zmq.launch.loopback import process_context
+from rfast_zmq.launch.namespaces import Namespaces
 
 TUNING_SEEDS = (1000, 1001)
 ALONE_CELL = Cell(split="iid", speeds="even")
@@ -88,6 +89,8 @@ class Runner:
         self.blocks = chosen_blocks(suite, choice)
         for block in self.blocks:
             self._data(block.ground)
+            if block.ground.hosts and (reason := Namespaces.why_not()) is not None:
+                raise UsageError(f"{block.ground.title}: {reason}")
         self._searches: dict[str, asyncio.Task[Tuned]] = {}
         self._asked: dict[str, asyncio.Task[Row]] = {}
         self._began, self._ran, self._skipped = time.monotonic(), 0, 0
