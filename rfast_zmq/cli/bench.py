@@ -157,7 +157,7 @@ def run(
     Parameters
     ----------
     suite
-        quick, paper, charlm, slow-links or scale.
+        quick, paper, rivals, charlm, slow-links or scale.
     out
         Folder of the results; what is there already is not run again.
     part

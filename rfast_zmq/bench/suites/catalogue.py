@@ -258,6 +258,27 @@ PAPER_C = Block(
     tuning_seeds=1,
 )
 
+# ------------------------------------------------------------------------------------------ rivals
+
+RIVALS = Block(
+    ground=replace(MLP, name="mlp-virtual", simulated=True),
+    contestants=(
+        _one("rfast-tree", "binary-tree", "nadam", 0.016, report=0.125),
+        _one("rfast", "exponential", "sgd", 0.2),
+        _one("ring-allreduce", "ring", "nadam", 0.012),
+        _gossip("d-psgd", "exponential", 0.008),
+        _gossip("ad-psgd", "exponential", 0.016),
+        _gossip("sgp", "exponential", 0.008),
+        _gossip("osgp", "exponential", 0.008),
+        _gossip("local-sgd", "ring", 0.008),
+        _one("diloco", "ring", "nadam", 0.004),
+        _alone("nadam", 0.016),
+    ),
+    cells=(LABEL, IID, EVEN, IID_EVEN),
+    reference="ring-allreduce",
+    tuning_seeds=1,
+)
+
 # ------------------------------------------------------------------------------ charlm, slow-links
 
 TEXT = Ground(
@@ -373,6 +394,7 @@ SUITES = {
             " in real processes; (c) a ResNet, in virtual time",
             blocks=(PAPER_A, PAPER_B, PAPER_C),
         ),
+        Suite(name="rivals", about="every algorithm here on the perceptron, in virtual time", blocks=(RIVALS,)),
         Suite(name="charlm", about="a transformer on text, in virtual time", blocks=(CHARLM,)),
         Suite(
             name="slow-links",
