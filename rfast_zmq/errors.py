@@ -28,6 +28,10 @@ class TaskError(RfastError):
         self.rank = rank
         self.traceback = traceback
 
+    def __reduce__(self) -> tuple[type[TaskError], tuple[int, str]]:
+        """From one process to another it goes as what it was made of."""
+        return TaskError, (self.rank, self.traceback)
+
 
 class Refused(RfastError):
     """A peer sent something that is not a well-formed message of this run. Counted by reason, never fatal.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pickle
 import random
 import re
 import signal
@@ -32,6 +33,7 @@ from rfast_zmq.bench.suites.standings import ratios, reached, spread, tables_of
 from rfast_zmq.bench.suites.store import RUNS, Store
 from rfast_zmq.bench.suites.tuning import Score, best_batch, best_lr
 from rfast_zmq.cli import main
+from rfast_zmq.errors import TaskError, UsageError
 
 # ------------------------------------------------------------------------------------------ search
 
@@ -323,8 +325,19 @@ def test_what_cannot_be_is_said_in_one_line(
     assert said.count("\n") == 1
 
 
+def test_what_a_task_raised_comes_whole_out_of_another_process() -> None:
+    error = pickle.loads(pickle.dumps(TaskError(3, "Traceback\nValueError: no")))
+    assert (error.rank, error.traceback, str(error)) == (
+        3, "Traceback\nValueError: no", "rank 3: the task raised ValueError: no"
+    )  # fmt: skip
+
+
 def test_a_folder_holds_one_suite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Store(tmp_path, "scale")
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "suite.json").write_text('{"sui')
+    with pytest.raises(UsageError, match="does not say which suite"):
+        Store(tmp_path / "torn", "scale")
     with pytest.raises(SystemExit) as ended:
         main(["bench", "run", "quick", "--out", str(tmp_path)])
     assert ended.value.code == 2

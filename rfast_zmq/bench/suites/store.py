@@ -32,7 +32,10 @@ class Store:
         self.folder = folder
         there = folder / SUITE
         if there.is_file():
-            self.suite = str(json.loads(there.read_text(encoding="utf-8"))["suite"])
+            try:
+                self.suite = str(json.loads(there.read_text(encoding="utf-8"))["suite"])
+            except (OSError, ValueError, KeyError, TypeError):
+                raise UsageError(f"{there}: does not say which suite it is of; give another --out") from None
             if suite not in (None, self.suite):
                 raise UsageError(f"--out {folder}: holds the suite {self.suite}; give {suite} a folder of its own")
         elif suite is None:
