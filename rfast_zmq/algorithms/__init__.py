@@ -14,13 +14,14 @@ from rfast_zmq.algorithms.local_sgd import LocalSgd
 from rfast_zmq.algorithms.rfast import RFast
 from rfast_zmq.algorithms.rfast_tree import RFastTree
 from rfast_zmq.algorithms.ring_allreduce import RingAllReduce
+from rfast_zmq.algorithms.s_ab import SAb
 from rfast_zmq.algorithms.sgp import Osgp, Sgp
 from rfast_zmq.core.interface import Algorithm, Method, NodeConfig
 from rfast_zmq.errors import UsageError
 
 OURS: dict[str, type[Algorithm]] = {kind.name: kind for kind in (RFastTree, RFast)}
 RIVALS: dict[str, type[Algorithm]] = {
-    kind.name: kind for kind in (RingAllReduce, DPsgd, AdPsgd, Sgp, Osgp, LocalSgd, DiLoCo)
+    kind.name: kind for kind in (RingAllReduce, DPsgd, AdPsgd, Sgp, Osgp, SAb, LocalSgd, DiLoCo)
 }
 """What they are compared with."""
 ALGORITHMS = {**OURS, **RIVALS}

@@ -265,6 +265,7 @@ RIVALS = Block(
     contestants=(
         _one("rfast-tree", "binary-tree", "nadam", 0.016, report=0.125),
         _one("rfast", "exponential", "sgd", 0.2),
+        _one("s-ab", "exponential", "sgd", 0.2),
         _one("ring-allreduce", "ring", "nadam", 0.012),
         _gossip("d-psgd", "exponential", 0.008),
         _gossip("ad-psgd", "exponential", 0.016),
