@@ -7,13 +7,18 @@ from difflib import get_close_matches
 from math import isfinite
 
 from rfast_zmq.algorithms.ad_psgd import AdPsgd
+from rfast_zmq.algorithms.amelie import Amelie
+from rfast_zmq.algorithms.async_sgd import AsyncSgd
 from rfast_zmq.algorithms.d_psgd import DPsgd
 from rfast_zmq.algorithms.ddp import Ddp
 from rfast_zmq.algorithms.diloco import DiLoCo
 from rfast_zmq.algorithms.local_sgd import LocalSgd
+from rfast_zmq.algorithms.rennala import Rennala
 from rfast_zmq.algorithms.rfast import RFast
 from rfast_zmq.algorithms.rfast_tree import RFastTree
 from rfast_zmq.algorithms.ring_allreduce import RingAllReduce
+from rfast_zmq.algorithms.ringleader import Ringleader
+from rfast_zmq.algorithms.ringmaster import Ringmaster
 from rfast_zmq.algorithms.s_ab import SAb
 from rfast_zmq.algorithms.sgp import Osgp, Sgp
 from rfast_zmq.core.interface import Algorithm, Method, NodeConfig
@@ -21,7 +26,11 @@ from rfast_zmq.errors import UsageError
 
 OURS: dict[str, type[Algorithm]] = {kind.name: kind for kind in (RFastTree, RFast)}
 RIVALS: dict[str, type[Algorithm]] = {
-    kind.name: kind for kind in (RingAllReduce, DPsgd, AdPsgd, Sgp, Osgp, SAb, LocalSgd, DiLoCo)
+    kind.name: kind
+    for kind in (
+        *(RingAllReduce, DPsgd, AdPsgd, Sgp, Osgp, SAb, LocalSgd, DiLoCo),
+        *(AsyncSgd, Ringmaster, Ringleader, Rennala, Amelie),
+    )
 }
 """What they are compared with."""
 ALGORITHMS = {**OURS, **RIVALS}

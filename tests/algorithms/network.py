@@ -44,6 +44,7 @@ from rfast_zmq.core.events import (
 )
 from rfast_zmq.core.interface import Algorithm
 from rfast_zmq.core.ring import Ring
+from rfast_zmq.core.served import Served
 from rfast_zmq.task.flat import Layout
 from rfast_zmq.topology import Topology, build, from_edges
 from rfast_zmq.wire import Codec
@@ -67,7 +68,9 @@ SHORT = {"local_steps": 2.0, "outer_momentum": 0.5}
 
 
 def shape_for(name: str, shape: str) -> str:
-    """A ring for an algorithm that runs on nothing else."""
+    """A ring for an algorithm that runs on nothing else; a single tree for one that has use for no more."""
+    if shape == "double-tree" and issubclass(ALGORITHMS[name], Served):
+        return "binary-tree"
     return "ring" if issubclass(ALGORITHMS[name], Ring) else shape
 
 

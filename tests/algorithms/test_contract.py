@@ -29,6 +29,7 @@ from rfast_zmq.core.events import (
     Tick,
     Transmit,
 )
+from rfast_zmq.core.served import Served
 from rfast_zmq.task.flat import Layout
 from rfast_zmq.topology import FAMILIES, build
 
@@ -53,6 +54,7 @@ OPERATIONS = st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 63)), max
 every_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
 ours = pytest.mark.parametrize("name", OURS)
 """What holds where messages are lost, late or repeated; for the rivals' own promises see ``test_rivals.py``."""
+WITHOUT_IDENTITY = {"d-psgd", "ad-psgd", "sgp", "osgp", "s-ab", *(n for n in RIVALS if issubclass(RIVALS[n], Served))}
 every_shape = pytest.mark.parametrize("shape", SHAPES)
 
 
@@ -463,7 +465,7 @@ def test_a_run_closes_under_loss_and_the_identity_holds_then(name: str, shape: s
         assert parent is None or net.leaving.index(rank) < net.leaving.index(parent), "a child leaves first"
     records = {rank: node.algorithm.last_record() for rank, node in enumerate(net.nodes)}
     error = net.nodes[0].algorithm.identity_error(records, net.topology.root)
-    assert error is None if name in ("d-psgd", "ad-psgd", "sgp", "osgp", "s-ab") else error < 1e-12
+    assert error is None if name in WITHOUT_IDENTITY else error < 1e-12
     for rank in range(5):
         assert net.nodes[rank].algorithm.status().stopping
         assert net.nodes[rank].algorithm.handle(ModelWanted(net.now)) == []

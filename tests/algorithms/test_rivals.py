@@ -15,6 +15,7 @@ from rfast_zmq.algorithms.d_psgd import DPsgd
 from rfast_zmq.conditions import Halt
 from rfast_zmq.core.events import GradientReady, LinkReady, ModelWanted, Received, Send, Started, Transmit
 from rfast_zmq.core.gossip import metropolis, neighbours, receivers
+from rfast_zmq.core.served import Served
 from rfast_zmq.errors import UsageError
 from rfast_zmq.task.flat import Entry, Group, Layout
 from rfast_zmq.topology import Topology, build
@@ -23,7 +24,7 @@ from tests.loopback.tasks import Line
 from .network import Network, Quadratic, given_options, shape_for, topology_of
 
 LR, ROUNDS = 0.2, 12
-NOBODY_WAITS = ("ad-psgd",)
+NOBODY_WAITS = ("ad-psgd", *(name for name in RIVALS if issubclass(RIVALS[name], Served)))
 """Those whose promise that is."""
 SYNCHRONOUS = [name for name in RIVALS if name != "osgp"]
 

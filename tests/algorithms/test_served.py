@@ -1,0 +1,251 @@
+"""The methods whose root owns the model do what their papers say: which gradients count, how much, where it ends."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from rfast_zmq import Plan, Settings
+from rfast_zmq.errors import UsageError
+from tests.loopback.tasks import Line
+
+from .network import Network, Quadratic, topology_of
+
+LR, X0 = 0.2, np.linspace(-1, 1, 7)
+FAMILY = ["async-sgd", "ringmaster", "ringleader", "rennala", "amelie"]
+
+
+def started(name: str, shape: str = "binary-tree", nodes: int = 5, lr: float = LR, **more: object) -> Network:
+    """Everybody has the first model. B is twice the nodes, a gradient is of one sample."""
+    problem = Quadratic(nodes, 7, weights=np.linspace(0.5, 1.5, nodes).tolist())
+    net = Network(name, topology_of(shape, nodes), problem, bucket=2, every_initial=False, lr=lr, **more)
+    flush(net)
+    return net
+
+
+def flush(net: Network) -> None:
+    while net.dirty or net.flying:
+        for edge, bucket in list(net.dirty):
+            net.speak(edge, bucket)
+        while net.flying:
+            net.deliver(0)
+
+
+def give(net: Network, *ranks: int) -> None:
+    """Each in turn computes a gradient at its newest model, and it reaches the root; so does the news reach all."""
+    for rank in ranks:
+        net.compute(rank)
+        net.finish(rank)
+        flush(net)
+
+
+def gradient(net: Network, rank: int, x: np.ndarray) -> np.ndarray:
+    return net.problem.weights[rank] * net.problem.H[rank] * (x - net.problem.b[rank])
+
+
+def version(net: Network) -> int:
+    return net.nodes[net.topology.root].algorithm.version
+
+
+def wander(net: Network, steps: int, seed: int, slow: int | None = None) -> np.ndarray:
+    """Anything happens in any order, but for messages of one edge; gives the gradients of each node."""
+    draw, done = random.Random(seed), np.zeros(len(net.nodes))
+    for _ in range(steps):
+        net.now += 0.01
+        rank = draw.randrange(len(net.nodes))
+        if rank == slow and draw.random() < 0.75:
+            continue
+        done[rank] += bool(net.nodes[rank].computing)
+        net.finish(rank)
+        net.compute(rank)
+        for edge, bucket in list(net.dirty)[: draw.randrange(16)]:
+            net.speak(edge, bucket)
+        while net.flying and draw.random() < 0.9:
+            first = draw.choice([edge for edge, _ in net.flying])
+            net.deliver(next(k for k, (edge, _) in enumerate(net.flying) if edge == first))
+    return done
+
+
+def at_once(net: Network, steps: int, seed: int, slow: int) -> np.ndarray:
+    """Who is ready when is drawn, and messages take no time, as in the papers; gives the gradients of each node."""
+    draw, done = random.Random(seed), np.zeros(len(net.nodes))
+    for _ in range(steps):
+        rank = draw.randrange(len(net.nodes))
+        if rank != slow or draw.random() < 0.25:
+            done[rank] += bool(net.nodes[rank].computing)
+            net.finish(rank)
+            net.compute(rank)
+            flush(net)
+    return done
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_models_go_down_and_everybody_has_the_newest(name: str) -> None:
+    net = started(name)
+    give(net, *[0, 1, 2, 3, 4] * 3)
+    assert version(net) > 1
+    for node in net.nodes:
+        assert node.algorithm.version == version(net)
+        np.testing.assert_array_equal(np.concatenate([x.numpy() for x in node.algorithm.export()]), net.model())
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("shape", ["binary-tree", "line", "star", "exponential"])
+def test_async_sgd_steps_along_every_gradient_once(shape: str, seed: int) -> None:
+    net, seen = started("async-sgd", shape), []
+    plain = net.problem.gradient
+
+    def told(rank, x):  # type: ignore[no-untyped-def]
+        g = plain(rank, x)
+        seen.append(net.problem.weights[rank] * g.numpy())
+        return g
+
+    net.problem.gradient = told  # type: ignore[method-assign]
+    wander(net, 200, seed)
+    flush(net)
+    assert version(net) == len(seen) > 40
+    np.testing.assert_allclose(net.model(), X0 - LR / 10 * np.sum(seen, 0), atol=1e-12)
+
+
+@pytest.mark.parametrize(("between", "counts"), [(2, True), (3, False), (5, False)])
+def test_ringmaster_ignores_what_is_as_old_as_the_threshold(between: int, counts: bool) -> None:
+    net = started("ringmaster", options={"delay_threshold": 3.0})
+    net.compute(3)  # at the first model
+    give(net, *[1, 2, 4, 1, 2][:between])
+    before = net.model()
+    net.finish(3)
+    flush(net)
+    after = before - LR / 10 * gradient(net, 3, X0) if counts else before
+    np.testing.assert_allclose(net.model(), after, atol=1e-12)
+    assert version(net) == between + counts
+
+
+def test_rennala_steps_along_the_mean_of_a_batch_of_the_present_model_whoever_gave_it() -> None:
+    net = started("rennala", options={"batch_gradients": 3.0})
+    net.compute(3)  # at the first model
+    give(net, 1, 1)
+    assert version(net) == 0
+    give(net, 2)
+    x1 = X0 - LR * 3 / 10 * (2 * gradient(net, 1, X0) + gradient(net, 2, X0)) / 3
+    np.testing.assert_allclose(net.model(), x1, atol=1e-12)
+    net.finish(3)  # of an older model: ignored
+    flush(net)
+    give(net, 4, 0)
+    assert version(net) == 1
+    give(net, 0)
+    x2 = x1 - LR * 3 / 10 * (gradient(net, 4, x1) + 2 * gradient(net, 0, x1)) / 3
+    np.testing.assert_allclose(net.model(), x2, atol=1e-12)
+
+
+def test_amelie_waits_for_everybody_and_each_mean_counts_the_same() -> None:
+    net = started("amelie")
+    give(net, 0, 1, 1, 1, 2, 3, 0)
+    assert version(net) == 0
+    give(net, 4)
+    mean = np.mean([gradient(net, rank, X0) for rank in range(5)], 0)
+    np.testing.assert_allclose(net.model(), X0 - LR * mean, atol=1e-12)
+
+
+def test_amelie_goes_by_the_harmonic_mean_of_how_many_each_gave() -> None:
+    """S = 10 of 5 nodes: two of each, or one of one and more of the others, 5/(1 + 3/3 + 1/2) = 2."""
+    net = started("amelie", options={"batch_gradients": 10.0})
+    give(net, 0, *[1, 2, 3, 4] * 2, *[1, 2])
+    assert version(net) == 0
+    give(net, 3)
+    assert version(net) == 1
+
+
+def test_ringleader_updates_once_for_each_node_and_round_from_a_table_of_all() -> None:
+    net = started("ringleader")
+    give(net, 0, 1, 1, 2, 3)
+    assert version(net) == 0, "phase 1 ends when everybody has given one"
+    table = {rank: [gradient(net, rank, X0)] for rank in range(5)}
+    table[1] *= 2
+    x = X0
+
+    def step(x: np.ndarray) -> np.ndarray:
+        return x - LR / 5 * np.mean([np.mean(of_node, 0) for of_node in table.values()], 0)
+
+    give(net, 4)
+    x = step(x)
+    np.testing.assert_allclose(net.model(), x, atol=1e-12)
+    give(net, 4)  # it had its turn: this is for the next round
+    assert version(net) == 1
+    later = gradient(net, 4, x)
+    for rank in (2, 0, 1, 3):
+        table[rank].append(gradient(net, rank, x))
+        give(net, rank)
+        x = step(x)
+        np.testing.assert_allclose(net.model(), x, atol=1e-12)
+    assert version(net) == 5
+    table = {4: [later]}
+    for rank in (0, 1, 2, 3):
+        assert version(net) == 5
+        table[rank] = [gradient(net, rank, x)]
+        give(net, rank)
+    np.testing.assert_allclose(net.model(), step(x), atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_ringleader_uses_no_gradient_older_than_two_rounds(seed: int) -> None:
+    net = started("ringleader", "star")
+    root, delays = net.nodes[0].algorithm, []
+    arrived = root._arrived
+
+    def told(rank, version, samples, gradient):  # type: ignore[no-untyped-def]
+        delays.append(root.version - version)
+        return arrived(rank, version, samples, gradient)
+
+    root._arrived = told
+    at_once(net, 600, seed, slow=2)
+    assert max(delays) <= 2 * 5 - 2
+    assert max(delays) > 2, "some are old"
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_a_straggler_counts_for_less_where_gradients_do_and_for_as_much_where_nodes_do(name: str) -> None:
+    more = {"options": {"delay_threshold": 1000.0}} if name == "ringmaster" else {}
+    net = started(name, lr=0.05 if name in ("async-sgd", "ringmaster") else 0.5, **more)
+    done, later = at_once(net, 1500, 1, slow=2), []
+    for seed in range(12):
+        done += at_once(net, 60, seed + 7, slow=2)
+        later.append(net.model())
+    problem = net.problem
+    counts = problem.weights * done / done.mean()
+    by_gradients = counts @ (problem.H * problem.b) / (counts @ problem.H)
+    near, far = problem.optimum(), by_gradients
+    if name in ("async-sgd", "ringmaster", "rennala"):
+        near, far = far, near
+    found = np.mean(later, 0)
+    assert done[2] < 0.4 * done.mean()
+    assert np.linalg.norm(found - near) < 0.6 * np.linalg.norm(found - far)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_a_node_whose_line_is_busy_begins_no_third_gradient_and_goes_on_when_it_is_free(name: str) -> None:
+    net = started(name, "line", nodes=2)
+    for _ in range(4):
+        net.compute(1)
+        net.finish(1)
+    assert net.nodes[1].algorithm.status().gradients == 2
+    net.nodes[1].said.clear()
+    flush(net)
+    assert any(type(action).__name__ == "Ready" for action in net.nodes[1].said)
+    give(net, 1)
+    assert net.nodes[1].algorithm.status().gradients == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [("ringmaster", "delay_threshold=-1"), ("rennala", "batch_gradients=1.5"), ("amelie", "batch_gradients=-2")],
+)
+def test_numbers_that_will_not_do_are_refused(name: str, option: str) -> None:
+    with pytest.raises(UsageError, match=f"{option}: must be a whole number"):
+        Plan.make(Line, Settings(algorithm=name, optimizer="sgd", algorithm_option=(option,)))
+
+
+def test_two_trees_are_refused() -> None:
+    with pytest.raises(UsageError, match="double-tree: --algorithm async-sgd has one tree up"):
+        Plan.make(Line, Settings(algorithm="async-sgd", optimizer="sgd", topology="double-tree"))
