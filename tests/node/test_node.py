@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from rfast_zmq.algorithms import RIVALS
 from rfast_zmq.assembly import Plan
 from rfast_zmq.core.events import Action, Edge, Event, GradientReady, LinkReady, Received
+from rfast_zmq.core.served import Served
 from rfast_zmq.errors import TaskError, UsageError
 from rfast_zmq.node import Node
 from rfast_zmq.results import Point
@@ -29,6 +30,8 @@ from tests.algorithms.network import given_options
 from tests.loopback.tasks import Line
 
 OPTIMUM = torch.arange(1.0, 9.0)
+NOBODY_WAITS = {"ad-psgd", *(name for name in RIVALS if issubclass(RIVALS[name], Served))}
+"""So one node may compute much more than another."""
 END_S = 60.0
 RUN = "a" * 16
 
@@ -178,7 +181,7 @@ async def test_the_rivals_train_and_leave_without_ever_blocking(folder: Path, al
     assert run.model == pytest.approx(OPTIMUM, abs=0.3)
     for node, watch in zip(run.nodes, run.watches, strict=True):
         assert watch.faults == []
-        assert node.standing()["gradients"] >= 90
+        assert node.standing()["gradients"] >= (30 if algorithm in NOBODY_WAITS else 90)
         assert node.refused == {}
     assert run.nodes[0].standing()["samples"] >= 3000
 
