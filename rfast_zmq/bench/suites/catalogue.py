@@ -273,6 +273,10 @@ RIVALS = Block(
         _gossip("osgp", "exponential", 0.008),
         _gossip("local-sgd", "ring", 0.008),
         _one("diloco", "ring", "nadam", 0.004),
+        *(
+            _one(name, "binary-tree", "nadam", 0.012)
+            for name in ("async-sgd", "ringmaster", "ringleader", "rennala", "amelie")
+        ),
         _alone("nadam", 0.016),
     ),
     cells=(LABEL, IID, EVEN, IID_EVEN),
