@@ -174,9 +174,12 @@ def _figure(f: Reached) -> str:
     sign = "≤" if aim.kind in ("cpu", "accuracy") else "≥"
     own = f" ({f.label.partition(', ')[2]})" if len(aim.ours) > 1 else ""
     unit = " ×" if aim.kind == "time" else ""
+    measured = spread(f.values, "{:.2f}".format) + unit
+    if f.value == float("inf"):
+        measured = f"`{aim.over}` never got there" if min(f.values) == f.value else f"{measured} (never: `{aim.over}`)"
     goal = f"{sign} {aim.least:g}{unit}" if aim.least else "stated"
     verdict = "" if not aim.least else "reached" if f.reached else "**not reached**"
-    return f"| {aim.what}{own}{over}; {where} | {goal} | {spread(f.values, '{:.2f}'.format)}{unit} | {verdict} |"
+    return f"| {aim.what}{own}{over}; {where} | {goal} | {measured} | {verdict} |"
 
 
 def _tuning(tables: Sequence[Table]) -> str:
