@@ -180,7 +180,7 @@ PAPER_A = Block(
             )
         ),
         *(
-            Aim(what="rfast as published, gradients of an eighth of a share", ours=(EIGHTHS,), over=over, cell=LABEL, least=least)
+            Aim(what="rfast, gradients of an eighth of a share", ours=(EIGHTHS,), over=over, cell=LABEL, least=least)
             for over, least in (("ring-allreduce", 1.5), ("ad-psgd, exponential", 1.0))
         ),
         Aim(what="rfast-tree, binary tree", ours=OURS_A[:1], over="ring-allreduce", cell=LABEL, least=3.0),
