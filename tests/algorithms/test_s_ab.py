@@ -82,7 +82,7 @@ def test_the_recursion_of_the_papers_whatever_comes_when(shape: str, seed: int) 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_it_ends_at_the_optimum_of_uneven_data_at_a_fixed_step(shape: str) -> None:
     """Not beside it, as gossip does."""
-    net = started(shape, lr=0.06)
+    net = started(shape, lr=0.03)
     lockstep(net, 300, 0)
     for rank in range(5):
-        np.testing.assert_allclose(net.model(rank), net.problem.optimum(), atol=1e-3)
+        np.testing.assert_allclose(net.model(rank), net.problem.optimum(), atol=2e-3)

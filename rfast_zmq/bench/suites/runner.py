@@ -113,7 +113,7 @@ class Runner:
         except BaseException:
             for process in list(pool._processes.values()):  # a run under way is lost, and nobody waits for it
                 process.terminate()
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
             raise
         pool.shutdown()
         later: dict[str, Job] = {}
