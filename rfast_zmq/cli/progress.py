@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from errno import EIO
 from math import isfinite
 from pathlib import Path
 from statistics import median_high
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TextIO, cast
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -292,11 +294,43 @@ def size(count: float) -> str:
     return f"{count:.2f} GB"
 
 
+class Screen:
+    """A stream that bears it if it is a terminal which was closed: what is written then goes nowhere. (SIGHUP says so,
+    too, but what is being written at that moment fails first.)
+
+    Args:
+        stream: standard output or error.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with self._borne():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._borne():
+            self._stream.flush()
+
+    @contextmanager
+    def _borne(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno != EIO:
+                raise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def make_console(json: bool) -> Console:
     """Standard output, or stderr where standard output belongs to the JSON; wide where it is no terminal."""
     stream = sys.stderr if json else sys.stdout
     width = None if stream.isatty() else PLAIN_WIDTH
-    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+    return Console(file=cast(TextIO, Screen(stream)), width=width, highlight=False, markup=False, emoji=False)
 
 
 def put_aside(folder: RunFolder) -> Path | None:

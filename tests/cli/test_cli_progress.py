@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pty
 from dataclasses import replace
 from math import inf, nan
 from pathlib import Path
@@ -12,7 +14,7 @@ from rich.console import Console
 
 from rfast_zmq.assembly import Plan
 from rfast_zmq.cli.outcome import Outcome, finish
-from rfast_zmq.cli.progress import Progress
+from rfast_zmq.cli.progress import Progress, Screen
 from rfast_zmq.launch import Run
 from rfast_zmq.settings import Settings
 
@@ -102,3 +104,24 @@ def test_a_node_that_was_interrupted_itself_ends_with_130(plan: Plan, capsys: py
         assert finish(Outcome(plan, run, interrupted=run.interrupted, rank=rank), None, json=True) == 130
         run = Run(plan.result(simulated=False))
         assert finish(Outcome(plan, run, interrupted=run.interrupted, rank=rank), None, json=True) == 0
+
+
+def test_what_is_written_to_a_terminal_that_was_closed_goes_nowhere_and_other_failures_are_told() -> None:
+    terminal, ours = pty.openpty()
+    with open(ours, "w") as stream:
+        screen = Screen(stream)
+        screen.write("seen\n")
+        screen.flush()
+        assert os.read(terminal, 100) == b"seen\r\n"
+        assert screen.isatty()
+        os.close(terminal)
+        screen.write("lost\n")
+        screen.flush()
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())  # what is still kept back is written as the stream is closed
+        os.close(nowhere)
+    with open("/dev/full", "w") as full:
+        Screen(full).write("x")
+        with pytest.raises(OSError, match="No space left"):
+            Screen(full).flush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
