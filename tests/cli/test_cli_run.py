@@ -256,7 +256,9 @@ def test_a_terminal_that_is_closed_ends_a_run_in_order(tmp_path: Path) -> None:
     seen, end, status = b"", time.monotonic() + 60.0, None
     while b"staleness" not in seen and time.monotonic() < end:
         seen += os.read(terminal, 4096)
+    assert b"staleness" in seen, seen[-500:]
     os.close(terminal)
+    end = time.monotonic() + 60.0
     while status is None and time.monotonic() < end:
         ended, how = os.waitpid(pid, os.WNOHANG)
         status = os.waitstatus_to_exitcode(how) if ended else None
