@@ -31,7 +31,7 @@ VERBS = {
     "topology": "Check, describe and draw the two graphs of a topology.",
     "replay": "Run Algorithm 1 of the paper, in float64, on a schedule from a file.",
     "plot": "Draw the pictures of a run from what it left in its folder.",
-    "bench": "The node beside plain PyTorch and ZeroMQ, measured on this machine.",
+    "bench": "The algorithms side by side; the node beside plain PyTorch and ZeroMQ.",
 }
 
 command_line: ContextVar[tuple[str, ...] | None] = ContextVar("command_line", default=None)

@@ -182,7 +182,7 @@ def run(
         A text file (see nodes/charlm.py).
     """
     from rfast_zmq.bench.suites.catalogue import suite as named
-    from rfast_zmq.bench.suites.runner import Choice, Runner
+    from rfast_zmq.bench.suites.runner import Choice, Runner, chosen_blocks
     from rfast_zmq.bench.suites.store import Store
 
     files = {"mnist": mnist, "cifar10": cifar10, "text": text}
@@ -197,6 +197,7 @@ def run(
         jobs=(os.cpu_count() or 1) if jobs is None else jobs,
         data={name: str(path) for name, path in files.items() if path is not None},
     )
+    chosen_blocks(chosen, choice)  # refuses what cannot be, before the folder is the suite's
     Runner(chosen, choice, Store(out, chosen.name), _tell).run()
     return 0
 

@@ -1,5 +1,6 @@
 """``rfast bench run`` and ``rfast bench report``: the algorithms side by side on the same ground.
 
 ``ground`` says what a run is, ``catalogue`` which there are in a suite, ``tuning`` finds each contestant's best lr,
-``runner`` runs what is not there yet, ``store`` keeps it, ``tables`` and ``pictures`` show it.
+``runner`` runs what is not there yet, ``store`` keeps it, ``standings`` says what it means, ``report`` and
+``pictures`` show it.
 """

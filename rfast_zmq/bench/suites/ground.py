@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -162,7 +163,7 @@ class Job:
 
     @property
     def key(self) -> str:
-        """The same for two runs that would give the same; it does not depend on where the data file lies."""
+        """The same for two runs that would give the same: of the data file it knows what is in it, not the path."""
         ground = {
             name: value for name, value in asdict(self.ground).items() if name not in ("title", "simulated", "hosts")
         }
@@ -170,6 +171,8 @@ class Job:
         contestant = {name: value for name, value in asdict(self.contestant).items() if name not in unseen}
         what = [ground, asdict(self.cell), contestant, self.lr, self.batch, self.seed, self.simulated]
         what += ["hosts"] if self.ground.hosts and not self.simulated else []
+        what += [self.contestant.alone, SIGMA, STRAGGLER_RANK, STRAGGLER_FACTOR, REPORT_LEAST_S]
+        what += [None if self.data is None else digest(self.data)]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:20]
 
     @property
@@ -222,6 +225,13 @@ class Job:
         share, sample_s = self.batch / nodes, self.ground.share_s * self.ground.nodes / self.ground.batch
         least = min(share, REPORT_LEAST_S / sample_s)
         return max(1, round(max(self.contestant.report * share, least)))
+
+
+@cache
+def digest(path: str) -> str:
+    """Of what is in a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def no_wait_rate(ground: Ground, cell: Cell) -> float:

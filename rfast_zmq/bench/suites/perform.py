@@ -9,9 +9,10 @@ from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
+from rfast_zmq.algorithms import METHODS
 from rfast_zmq.bench.suites.ground import Job
 from rfast_zmq.bench.suites.tuning import Score
-from rfast_zmq.errors import UsageError
+from rfast_zmq.errors import RfastError
 from rfast_zmq.launch import run
 from rfast_zmq.launch.namespaces import Namespaces
 from rfast_zmq.results import Point, Result, versions
@@ -27,7 +28,7 @@ def perform(job: Job) -> Row:
 
     Raises:
         KeyboardInterrupt: the user ended a real run.
-        RfastError: a task or a node failed.
+        RfastError: a task or a node failed, or a process ended before the run did.
     """
     settings = job.settings()
     row: Row = {
@@ -43,12 +44,9 @@ def perform(job: Job) -> Row:
         "versions": versions(),
         "processor": processor(),
     }
-    try:
-        plan = job.plan()
-    except UsageError as error:
-        if job.cell.loss:  # the only condition of a suite that an algorithm may refuse
-            return row | {"stops": str(error)}
-        raise
+    if job.cell.loss and not METHODS[settings.algorithm].bears_loss:
+        return row | {"stops": "it counts on every message"}
+    plan = job.plan()
     if job.simulated:
         alone, ground = job.contestant.alone, job.ground
         line = inf if alone else ground.bytes_per_s
@@ -61,6 +59,11 @@ def perform(job: Job) -> Row:
         done = run(plan)
     if done.interrupted:
         raise KeyboardInterrupt
+    if done.result.missing:  # slower, or never there, for a reason that is none of the algorithm's
+        lost = ", ".join(map(str, done.result.missing))
+        raise RfastError(
+            f"{job.title}: rank {lost} did not end by itself; nothing of this run is kept, go on from here"
+        )
     return row | _found(done.result, done.points)
 
 

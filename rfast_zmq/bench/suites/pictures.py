@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from rfast_zmq.bench.suites.perform import POINT
+from rfast_zmq.bench.suites.perform import POINT, Row
 from rfast_zmq.bench.suites.runner import FIXED, OWN
 from rfast_zmq.bench.suites.standings import Standing, Table
 from rfast_zmq.errors import UsageError
@@ -28,7 +28,17 @@ COLOURS = {
     "osgp": "#c2255c",
     "sgp": "#e599b1",
     "s-ab": "#868e96",
+    "local-sgd": "#0b7285",
+    "diloco": "#15aabf",
+    "async-sgd": "#5c940d",
+    "ringmaster": "#94d82d",
+    "ringleader": "#a61e4d",
+    "rennala": "#862e9c",
+    "amelie": "#e8590c",
 }
+"""Each algorithm has its own in all pictures."""
+DASHED = "int8"
+"""The wire whose lines are dashed."""
 OTHER = "#5c677d"
 
 
@@ -179,10 +189,9 @@ def _lines(axes: Axes, shown: Sequence[Standing], key: str, score: str, scale: f
                 continue
             bold = row is middle
             label = s.contestant.label if bold else None
-            axes.plot(
-                *zip(*points, strict=True), color=colour_of(s), linewidth=1.9 if bold else 0.7,
-                alpha=1.0 if bold else 0.28, label=label, zorder=3 if bold else 2,
-            )  # fmt: skip
+            dashes = "--" if s.contestant.wire == DASHED else "-"
+            bright: Row = {"linewidth": 1.9, "zorder": 3} if bold else {"linewidth": 0.7, "alpha": 0.28, "zorder": 2}
+            axes.plot(*zip(*points, strict=True), color=colour_of(s), linestyle=dashes, label=label, **bright)
             if bold:
                 ends.append(points[-1][0])
     if score == "accuracy":
@@ -213,7 +222,7 @@ def _waiting(axes: Axes, shown: Sequence[Standing]) -> None:
 
 
 def colour_of(s: Standing) -> str:
-    """Each algorithm has one colour in all pictures."""
+    """By the algorithm."""
     return COLOURS.get(s.contestant.algorithm, OTHER)
 
 

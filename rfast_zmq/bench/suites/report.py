@@ -37,9 +37,9 @@ def write(folder: Path, page: Path | None = None) -> list[Path]:
     if not tables:
         raise UsageError(f"{folder}: no run of {store.suite} is done yet; go on with rfast bench run")
     grounds = list({t.block.ground.name: t.block.ground for t in tables}.values())
+    text = "" if page is None else _read(page)
     images = folder if page is None else page.parent / "images" / "bench"
     images.mkdir(parents=True, exist_ok=True)
-    text = "" if page is None else _read(page)
     made: list[Path] = []
     shown = []
     for ground in grounds:
@@ -208,7 +208,7 @@ def _read(page: Path) -> str:
 
 def _between(text: str, mark: str, body: str, page: Path) -> str:
     begin, end = f"<!-- {mark} -->", f"<!-- end {mark} -->"
-    if end not in text:
+    if end not in text[text.index(begin) :]:
         raise UsageError(f"--page {page}: {begin} has no {end} after it")
     return re.sub(
         re.escape(begin) + ".*?" + re.escape(end), lambda _: f"{begin}\n\n{body}\n{end}", text, count=1, flags=re.DOTALL

@@ -13,8 +13,10 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from math import isfinite
+from pathlib import Path
 from statistics import median
 
 from rfast_zmq.bench.suites.catalogue import Block, Suite
@@ -22,7 +24,7 @@ from rfast_zmq.bench.suites.ground import ALONE, Cell, Contestant, Ground, Job
 from rfast_zmq.bench.suites.perform import Row, perform, score
 from rfast_zmq.bench.suites.store import Store
 from rfast_zmq.bench.suites.tuning import Score, Tuned, best_batch, best_lr
-from rfast_zmq.errors import UsageError
+from rfast_zmq.errors import RfastError, UsageError
 from rfast_zmq.launch.loopback import process_context
 from rfast_zmq.launch.namespaces import Namespaces
 
@@ -81,25 +83,28 @@ class Runner:
         tell: called with a line of progress.
 
     Raises:
-        UsageError: a part, contestant or cell that the suite does not have, a data file that is missing.
+        UsageError: as of :func:`chosen_blocks`.
     """
 
     def __init__(self, suite: Suite, choice: Choice, store: Store, tell: Callable[[str], None]) -> None:
         self.choice, self.store, self._tell = choice, store, tell
         self.blocks = chosen_blocks(suite, choice)
-        for block in self.blocks:
-            self._data(block.ground)
-            if block.ground.hosts and (reason := Namespaces.why_not()) is not None:
-                raise UsageError(f"{block.ground.title}: {reason}")
         self._searches: dict[str, asyncio.Task[Tuned]] = {}
         self._asked: dict[str, asyncio.Task[Row]] = {}
         self._began, self._ran, self._skipped = time.monotonic(), 0, 0
 
     def run(self) -> None:
-        """To the end. Ctrl-C loses only the runs that are under way."""
+        """To the end. Ctrl-C, or SIGTERM, loses only the runs that are under way."""
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            self._run()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def _run(self) -> None:
         later = asyncio.run(self._in_virtual_time())
-        for job in later:
-            self._note(job, perform(job))
+        for left, job in zip(range(len(later), 0, -1), later, strict=True):
+            self._note(job, perform(job), f", {left - 1} left" if left > 1 else "")
         self._tell(f"{self._clock()} done: {self._ran} runs, {self._skipped} were there")
 
     # ------------------------------------------------------------------------------- virtual time
@@ -129,16 +134,7 @@ class Runner:
 
     def _entries(self) -> Iterable[Entry]:
         for block in self.blocks:
-            for table in self.choice.tables:
-                cells = block.cells if table == FIXED else block.own_cells
-                cells = tuple(c for c in cells if not self.choice.cells or c.key in self.choice.cells)
-                for contestant in block.contestants:
-                    if self.choice.only and contestant.label not in (*self.choice.only, ALONE):
-                        continue
-                    if block.ground.nodes > contestant.nodes_most:
-                        continue
-                    for cell in (ALONE_CELL,) if contestant.alone and cells else cells:
-                        yield Entry(block, cell, contestant, table)
+            yield from entries(block, self.choice)
 
     async def _enter(self, entry: Entry) -> tuple[Entry, Tuned]:
         """Find the best optimiser and lr, then run all seeds in virtual time if that is where this ground is."""
@@ -198,7 +194,10 @@ class Runner:
         if (row := self.store.runs.get(job.key)) is not None:
             self._skipped += 1
             return row
-        row = await asyncio.get_running_loop().run_in_executor(self._pool, _perform_and_tidy, job)
+        try:
+            row = await asyncio.get_running_loop().run_in_executor(self._pool, _perform_and_tidy, job)
+        except BrokenProcessPool:
+            raise RfastError(f"{job.title}: its process was killed; if memory was short, try --jobs 1") from None
         self._note(job, row)
         return row
 
@@ -206,24 +205,17 @@ class Runner:
 
     def _job(self, entry: Entry, batch: int, lr: float, seed: int, *, simulated: bool) -> Job:
         lr = float(f"{lr:.6g}")
-        data = self._data(entry.ground)
+        data = None if entry.ground.data is None else self.choice.data[entry.ground.data]
         return Job(
             ground=entry.ground, cell=entry.cell, contestant=entry.contestant, lr=lr, batch=batch, seed=seed,
             simulated=simulated, data=data,
         )  # fmt: skip
 
-    def _data(self, ground: Ground) -> str | None:
-        if ground.data is None:
-            return None
-        if ground.data not in self.choice.data:
-            raise UsageError(f"--{ground.data} is missing: {ground.title} needs the file; see nodes/{ground.task}")
-        return self.choice.data[ground.data]
-
     def _seeds(self, ground: Ground) -> range:
         count = self.choice.seeds or (10 if ground.simulated else 5)
         return range(self.choice.first_seed, self.choice.first_seed + count)
 
-    def _note(self, job: Job, row: Row) -> None:
+    def _note(self, job: Job, row: Row, left: str = "") -> None:
         self.store.add(row)
         self._ran += 1
         unit = "virtual s" if job.simulated else "s"
@@ -236,7 +228,7 @@ class Runner:
         else:
             found = f"{row['accuracy'] or 0:.3f} after {row['samples']:,} samples, {row['wall_s']:.3g} {unit}"
         kind = "tuning, " if job.seed in TUNING_SEEDS else ""
-        self._tell(f"{self._clock()} run {self._ran}: {kind}{job.title}: {found}")
+        self._tell(f"{self._clock()} run {self._ran}: {kind}{job.title}: {found}{left}")
 
     def _clock(self) -> str:
         minutes, seconds = divmod(int(time.monotonic() - self._began), 60)
@@ -244,10 +236,10 @@ class Runner:
 
 
 def chosen_blocks(suite: Suite, choice: Choice) -> list[Block]:
-    """The blocks of the chosen parts, with the names that were given checked against what there is.
+    """The blocks of which something is chosen, with everything that was given checked against what there is.
 
     Raises:
-        UsageError: one that there is not.
+        UsageError: a name that there is not, nothing chosen, a data file or the means for namespaces that are missing.
     """
     parts = sorted({block.part for block in suite.blocks if block.part})
     for part in choice.parts:
@@ -273,7 +265,31 @@ def chosen_blocks(suite: Suite, choice: Choice) -> list[Block]:
     for table in choice.tables:
         if table not in (FIXED, OWN):
             raise UsageError(f"--tables {table}: {FIXED} or {OWN}")
+    blocks = [block for block in blocks if any(not e.contestant.alone for e in entries(block, choice))]
+    if not blocks:
+        raise UsageError(f"{suite.name}: nothing is left of it by --part, --only, --cells and --tables; leave one out")
+    for ground in (block.ground for block in blocks):
+        if ground.data is not None and ground.data not in choice.data:
+            raise UsageError(f"--{ground.data} is missing: {ground.title} needs the file; see nodes/{ground.task}")
+        if ground.data is not None and not Path(choice.data[ground.data]).is_file():
+            raise UsageError(f"--{ground.data} {choice.data[ground.data]}: no such file; see nodes/{ground.task}")
+        if ground.hosts and (reason := Namespaces.why_not()) is not None:
+            raise UsageError(f"{ground.title}: {reason}")
     return blocks
+
+
+def entries(block: Block, choice: Choice) -> Iterable[Entry]:
+    """What of a block is chosen."""
+    for table in choice.tables:
+        cells = block.cells if table == FIXED else block.own_cells
+        cells = tuple(c for c in cells if not choice.cells or c.key in choice.cells)
+        for contestant in block.contestants:
+            if choice.only and contestant.label not in (*choice.only, ALONE):
+                continue
+            if block.ground.nodes > contestant.nodes_most:
+                continue
+            for cell in (ALONE_CELL,) if contestant.alone and cells else cells:
+                yield Entry(block, cell, contestant, table)
 
 
 def _virtual(entry: Entry) -> bool:
