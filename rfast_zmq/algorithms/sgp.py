@@ -11,8 +11,14 @@ behind.
 
 The graph is A, where everybody reaches everybody along it, else the topology's two graphs with every edge both ways.
 
-Departures: the graph does not change from round to round (the paper's own experiments take one receiver a round, in
-turn, of an exponential graph); node weights scale the gradients.
+With ``one_peer`` = 1 the graph changes from round to round, as in the paper's own experiments: in round k each node
+hands the half of what it has to one receiver, in turn, the nearest in rank first (i − j mod n for receiver i of j), and
+awaits those alone whose turn is this node's. On the exponential graph that is the node 2^(k mod (⌊log₂(n − 1)⌋ + 1))
+ahead: everybody sends one message a round and gets one. The columns of P_k still sum to 1, and in as many rounds as
+anybody has receivers every edge has its turn. The census goes up the same edges, so that the root hears of samples, and
+the run ends, later by up to so many rounds for each edge of the push tree.
+
+Departures: ``one_peer`` is 0 unless asked for; node weights scale the gradients.
 
 Source: Assran et al., "Stochastic gradient push for distributed deep learning" (arXiv 1811.10792), Algorithms 1 and 2.
 """
@@ -29,6 +35,7 @@ from rfast_zmq.core.events import Action, GradientReady, Number
 from rfast_zmq.core.gossip import receivers
 from rfast_zmq.core.interface import NodeConfig
 from rfast_zmq.core.ordered import Ordered, OwnSteps
+from rfast_zmq.errors import UsageError
 
 
 class Sgp(Ordered):
@@ -37,14 +44,23 @@ class Sgp(Ordered):
     name: ClassVar[str] = "sgp"
     judged_by_mean: ClassVar[bool] = True
     data_numbers: ClassVar[Mapping[str, type]] = {"y": float}
+    options: ClassVar[Mapping[str, float]] = {"one_peer": 0.0}
     behind: ClassVar[int] = 0
     """τ: the rounds by which a sender may be behind."""
 
+    @classmethod
+    def check_options(cls, options: Mapping[str, float]) -> None:
+        if options["one_peer"] not in (0.0, 1.0):
+            raise UsageError(f"--algorithm-option one_peer={options['one_peer']:g}: must be 0 or 1")
+
     def __init__(self, config: NodeConfig) -> None:
-        of_all = receivers(config.topology)
-        from_ = tuple(j for j, to in enumerate(of_all) if config.rank in to)
-        super().__init__(config, of_all[config.rank], from_)
-        self._share = 1.0 / (1 + len(self.sends_to))
+        turns = [_turns(j, to, config) for j, to in enumerate(receivers(config.topology))]
+        self._turns = turns[config.rank]
+        self._turn_here = {
+            j: (turn, len(of_j)) for j, of_j in enumerate(turns) for turn, to in enumerate(of_j) if config.rank in to
+        }
+        """Per sender, in which of how many rounds it is this node's turn."""
+        super().__init__(config, (j for to in self._turns for j in to), self._turn_here)
         self._steps = OwnSteps(config)
         self._mass: list[Tensor | None] = [None] * self.buckets
         """x; None: that of the first model."""
@@ -59,11 +75,12 @@ class Sgp(Ordered):
 
     def _at(self) -> tuple[Tensor, ...] | None:
         model = tuple(x for x in self._x if x is not None)
-        least = min(self._taken.values(), default=self._handed)
-        return model if len(model) == self.buckets and least >= self._handed - self.behind else None
+        here = all(taken >= self._handed_by(j, self._handed - self.behind) for (j, _), taken in self._taken.items())
+        return model if len(model) == self.buckets and here else None
 
     def _computed(self, gradient: tuple[Tensor, ...], event: GradientReady) -> list[Action]:
         actions: list[Action] = []
+        takers = self._turns[self._handed % len(self._turns)]
         for b, (z, g) in enumerate(zip(self._x, gradient, strict=True)):
             assert z is not None
             x = self._mass[b] if self._mass[b] is not None else z * self._y[b]
@@ -72,8 +89,8 @@ class Sgp(Ordered):
                 half = g * self._y[b]
             else:
                 half = x + self._steps.change(b, z, g if self.config.weight == 1.0 else g * self.config.weight)
-            part, y = half * self._share, self._y[b] * self._share
-            for j in self.sends_to:
+            part, y = half / (1 + len(takers)), self._y[b] / (1 + len(takers))
+            for j in takers:
                 actions += self._post(j, b, part, y=y)
             self._mass[b], self._y[b] = part, y
         self._steps.done(event.samples)
@@ -87,7 +104,7 @@ class Sgp(Ordered):
     def _take_up(self) -> list[Action]:
         """What has come of rounds that this node has been through."""
         for (j, b), shares in self._waiting.items():
-            while shares and self._taken[j, b] < self._handed:
+            while shares and self._taken[j, b] < self._handed_by(j, self._handed):
                 payload, y = shares.popleft()
                 x = self._mass[b]
                 assert x is not None
@@ -98,9 +115,21 @@ class Sgp(Ordered):
                 self._x[b] = x / self._y[b]
         return []
 
+    def _handed_by(self, src: int, rounds: int) -> int:
+        """The shares that a node hands to this one in its first ``rounds`` rounds."""
+        turn, turns = self._turn_here[src]
+        return max(0, (rounds - turn + turns - 1) // turns)
+
 
 class Osgp(Sgp):
     """The same, overlapped. See the module."""
 
     name: ClassVar[str] = "osgp"
     behind: ClassVar[int] = 1
+
+
+def _turns(rank: int, to: tuple[int, ...], config: NodeConfig) -> tuple[tuple[int, ...], ...]:
+    """Whom a node hands shares to, round after round, and then from the beginning."""
+    if not to or not config.options["one_peer"]:
+        return (to,)
+    return tuple((i,) for i in sorted(to, key=lambda i: (i - rank) % config.topology.nodes))
