@@ -81,6 +81,7 @@ class Sgp(Ordered):
     def _computed(self, gradient: tuple[Tensor, ...], event: GradientReady) -> list[Action]:
         actions: list[Action] = []
         takers = self._turns[self._handed % len(self._turns)]
+        share = 1.0 / (1 + len(takers))
         for b, (z, g) in enumerate(zip(self._x, gradient, strict=True)):
             assert z is not None
             x = self._mass[b] if self._mass[b] is not None else z * self._y[b]
@@ -89,7 +90,7 @@ class Sgp(Ordered):
                 half = g * self._y[b]
             else:
                 half = x + self._steps.change(b, z, g if self.config.weight == 1.0 else g * self.config.weight)
-            part, y = half / (1 + len(takers)), self._y[b] / (1 + len(takers))
+            part, y = half * share, self._y[b] * share
             for j in takers:
                 actions += self._post(j, b, part, y=y)
             self._mass[b], self._y[b] = part, y
