@@ -250,6 +250,7 @@ def test_a_terminal_that_is_closed_ends_a_run_in_order(tmp_path: Path) -> None:
     """SIGHUP to all processes of the run, and nothing can be written to the terminal any more."""
     pid, terminal = pty.fork()
     if pid == 0:  # the terminal is this process's own
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever the tests were started under: nohup, say
         os.chdir(ROOT)
         argv = ["run", "nodes/quadratic.py", "--nodes", "2", "--samples", "100000000", "--compute", "constant:0.05"]
         os.execv(sys.executable, [sys.executable, "-m", "rfast_zmq", *argv, "--out", str(tmp_path)])
