@@ -146,7 +146,7 @@ class _Loopback:
             addresses = Addresses.tcp([self._hosts.address(rank) for rank in range(nodes)], *PORTS)
         run_id = secrets.token_hex(8)
         if sys.platform == "linux":
-            with _signals_held(), _temporary(folder.parent):
+            with signals_held(), _temporary(folder.parent):
                 forkserver.ensure_running()
         for rank in range(nodes):
             self._mind_interrupts()
@@ -344,7 +344,7 @@ def without_main() -> Iterator[None]:
 
 
 @contextmanager
-def _signals_held() -> Iterator[None]:
+def signals_held() -> Iterator[None]:
     """Start processes that no signal to the whole group ends while they import torch: they inherit what is blocked."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
     try:

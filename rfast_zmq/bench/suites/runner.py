@@ -7,13 +7,10 @@ contestants in turn within each seed, so that what else the machine does meets a
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
@@ -24,8 +21,8 @@ from rfast_zmq.bench.suites.ground import ALONE, Cell, Contestant, Ground, Job
 from rfast_zmq.bench.suites.perform import Row, perform, score
 from rfast_zmq.bench.suites.store import Store
 from rfast_zmq.bench.suites.tuning import Score, Tuned, best_batch, best_lr
-from rfast_zmq.errors import RfastError, UsageError
-from rfast_zmq.launch.loopback import process_context
+from rfast_zmq.bench.suites.workers import Workers
+from rfast_zmq.errors import UsageError
 from rfast_zmq.launch.namespaces import Namespaces
 
 TUNING_SEEDS = (1000, 1001)
@@ -111,16 +108,15 @@ class Runner:
 
     async def _in_virtual_time(self) -> list[Job]:
         """Everything that is simulated; what is left to do in real processes, in order."""
-        pool = ProcessPoolExecutor(self.choice.jobs, process_context(), _quiet)
-        self._pool = pool
-        try:
-            tuned = await asyncio.gather(*map(self._enter, self._entries()))
-        except BaseException:
-            for process in list(pool._processes.values()):  # a run under way is lost, and nobody waits for it
-                process.terminate()
-            pool.shutdown(cancel_futures=True)
-            raise
-        pool.shutdown()
+        with Workers(self.choice.jobs) as self._workers:
+            try:
+                tuned = await asyncio.gather(*map(self._enter, self._entries()))
+            except BaseException:
+                others = asyncio.all_tasks() - {asyncio.current_task()}
+                for task in others:
+                    task.cancel()
+                await asyncio.gather(*others, return_exceptions=True)
+                raise
         later: dict[str, Job] = {}
         for block in self.blocks:
             for cell in block.cells:
@@ -194,10 +190,7 @@ class Runner:
         if (row := self.store.runs.get(job.key)) is not None:
             self._skipped += 1
             return row
-        try:
-            row = await asyncio.get_running_loop().run_in_executor(self._pool, _perform_and_tidy, job)
-        except BrokenProcessPool:
-            raise RfastError(f"{job.title}: its process was killed; if memory was short, try --jobs 1") from None
+        row = await self._workers.perform(job)
         self._note(job, row)
         return row
 
@@ -294,15 +287,3 @@ def entries(block: Block, choice: Choice) -> Iterable[Entry]:
 
 def _virtual(entry: Entry) -> bool:
     return entry.ground.simulated or entry.contestant.alone
-
-
-def _perform_and_tidy(job: Job) -> Row:
-    """A simulation's nodes refer to one another, and Python does not see how much memory their tensors hold."""
-    row = perform(job)
-    gc.collect()
-    return row
-
-
-def _quiet() -> None:
-    """Ctrl-C is the parent's to answer."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
