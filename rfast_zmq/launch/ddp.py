@@ -17,8 +17,7 @@ message, and everybody stops after the same step. A step in which somebody's los
 
 **Emulated times** (``--compute``) pass where they would on a slow device: see :mod:`~rfast_zmq.launch.slowed`.
 
-**Decay.** AdamW's and NAdam's is decoupled; for SGD, whose own is not, the same is done before the step. Torch's NAdam
-is Dozat's, with a schedule for β₁ that ours does not have.
+**Optimiser.** The steps of ``ring-allreduce``: see :mod:`~rfast_zmq.launch.ddp_optimizer`.
 
 **Figures.** A node's waiting is the time of its backward pass after its last gradient was there. Bytes are reckoned,
 not measured: what a ring all-reduce sends, 2 (n − 1)/n of the vector a node. The CPU of communication is all but what
@@ -53,12 +52,12 @@ from torch.nn.parallel import DistributedDataParallel
 from rfast_zmq.assembly import Plan
 from rfast_zmq.core.interface import Status
 from rfast_zmq.errors import RfastError, TaskError, UsageError
+from rfast_zmq.launch.ddp_optimizer import make_optimizer
 from rfast_zmq.launch.slowed import SlowedBackward
 from rfast_zmq.node.runtime import REPORT_S, peak_memory_bytes
 from rfast_zmq.node.scoring import Scorer
 from rfast_zmq.node.watcher import Watcher
 from rfast_zmq.results import Point
-from rfast_zmq.settings import Settings
 from rfast_zmq.task import Worker
 from rfast_zmq.task.finite import is_finite
 
@@ -414,33 +413,3 @@ class _Step(nn.Module):
     def forward(self, batch: Any) -> tuple[Tensor, Tensor]:
         self.word.grad = None
         return self._loss(batch), self.word * 1.0
-
-
-def make_optimizer(settings: Settings, worker: Worker) -> torch.optim.Optimizer:
-    """Torch's optimiser of the settings' name; a param group for each of the layout's groups."""
-    s = settings
-    assert s.lr is not None
-    assert s.momentum is not None
-    assert s.weight_decay is not None
-    groups = [
-        {"params": parameters, "weight_decay": s.weight_decay if group.decay else 0.0}
-        for parameters, group in zip(worker.parameters(), worker.layout.groups, strict=True)
-    ]
-    match s.optimizer:
-        case "adam":
-            return torch.optim.AdamW(groups, lr=s.lr, betas=(s.momentum, s.beta2), eps=s.eps)
-        case "nadam":
-            betas = (s.momentum, s.beta2)
-            return torch.optim.NAdam(groups, lr=s.lr, betas=betas, eps=s.eps, decoupled_weight_decay=True)
-    decays = [float(str(group.pop("weight_decay"))) for group in groups]
-    beta = 0.0 if s.optimizer == "sgd" else s.momentum
-    optimizer = torch.optim.SGD(groups, lr=s.lr, momentum=beta, nesterov=s.optimizer == "nesterov" and beta > 0)
-
-    def decay(*_: object) -> None:
-        with torch.no_grad():
-            for group, by in zip(optimizer.param_groups, decays, strict=True):
-                for p in group["params"] if by else ():
-                    p.mul_(1.0 - group["lr"] * by)
-
-    optimizer.register_step_pre_hook(decay)
-    return optimizer

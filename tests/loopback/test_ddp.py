@@ -17,7 +17,7 @@ from rfast_zmq.cli import main
 from rfast_zmq.core.descent import Descent
 from rfast_zmq.errors import TaskError, UsageError
 from rfast_zmq.launch import run, slowed
-from rfast_zmq.launch.ddp import make_optimizer
+from rfast_zmq.launch.ddp_optimizer import make_optimizer
 from rfast_zmq.launch.slowed import SlowedBackward
 from rfast_zmq.settings import Settings
 from rfast_zmq.simulate import Simulator
@@ -46,6 +46,7 @@ def simulated(task: str, **settings: Any) -> tuple[dict[str, torch.Tensor], int]
     [
         ("Uneven", {"optimizer": "sgd", "weight_decay": 0.1}),
         ("Uneven", {"optimizer": "momentum", "lr": 0.01, "weight_decay": 0.1}),
+        ("Uneven", {"optimizer": "nadam", "lr": 0.01, "weight_decay": 0.1}),
     ],
 )
 def test_the_model_is_that_of_ring_allreduce_with_the_same_draws(task: str, settings: dict[str, Any]) -> None:
@@ -178,9 +179,9 @@ def test_what_makes_no_sense_is_refused(settings: dict[str, Any], said: str) -> 
         plan("Line", **settings)
 
 
-@pytest.mark.parametrize("rule", ["sgd", "momentum", "nesterov", "adam"])
-def test_torchs_optimiser_takes_the_steps_of_ours(rule: str) -> None:
-    """With decay on one group, half the learning rate on the other. (NAdam's form differs: see the module.)"""
+@pytest.mark.parametrize("rule", ["sgd", "momentum", "nesterov", "adam", "nadam"])
+def test_its_optimiser_takes_the_steps_of_every_other_algorithms(rule: str) -> None:
+    """With decay on one group, half the lr on the other, and an lr that changes (for Nesterov, in torch's form, not)."""
     of_task = plan("Uneven", optimizer=rule, lr=0.01, weight_decay=0.1)
     worker = of_task.worker(0)
     optimizer = make_optimizer(of_task.settings, worker)
@@ -188,14 +189,15 @@ def test_torchs_optimiser_takes_the_steps_of_ours(rule: str) -> None:
     ours, x = Descent(bucket, rule=rule), worker.initial()[0]
     for k in range(5):
         gradient = torch.randn(bucket.size, generator=torch.Generator().manual_seed(k))
-        offset = 0
-        for lr, parameters in zip((0.01, 0.005), worker.parameters(), strict=True):
+        offset, lr = 0, 0.01 / (k + 1 if rule != "nesterov" else 1)
+        for group, parameters in zip(optimizer.param_groups, worker.parameters(), strict=True):
             for p in parameters:
                 p.grad = gradient[offset : offset + p.numel()].view_as(p)
                 offset += p.numel()
-            optimizer.param_groups[0 if lr == 0.01 else 1]["lr"] = lr
+            group["lr"] = lr
+            lr /= 2
         optimizer.step()
-        x = ours.step(x, gradient, 1.0, 0.0, [(0.01, 0.1), (0.005, 0.0)])
+        x = ours.step(x, gradient, 1.0, 0.0, [(4 * lr, 0.1), (2 * lr, 0.0)])
         assert worker.initial()[0] == pytest.approx(x, abs=1e-6)
 
 
