@@ -31,7 +31,7 @@ from rfast_zmq.bench.suites.report import write
 from rfast_zmq.bench.suites.runner import FIXED, OWN, Choice, Runner
 from rfast_zmq.bench.suites.standings import ratios, reached, spread, tables_of
 from rfast_zmq.bench.suites.store import RUNS, Store
-from rfast_zmq.bench.suites.tuning import Score, best_batch, best_lr
+from rfast_zmq.bench.suites.tuning import AS_GOOD, Score, best_batch, best_lr
 from rfast_zmq.cli import main
 from rfast_zmq.errors import TaskError, UsageError
 
@@ -49,7 +49,7 @@ def test_the_search_ends_within_a_quarter_octave_of_the_best_lr_and_never_at_the
     lrs = [lr for _, lr in tuned.tried]
     if not tuned.open_end:
         assert min(lrs) < tuned.lr < max(lrs)
-        assert abs(log2(tuned.lr) - best) <= 0.25 + 1e-9
+        assert abs(log2(tuned.lr) - best) <= 0.25 * AS_GOOD + 1e-9
     else:
         assert abs(best - start) > 7, "so far from the start is as far as the grid is made longer"
 
@@ -59,6 +59,18 @@ def test_a_grid_whose_end_stays_the_best_says_so() -> None:
         return lr, 0.0
 
     assert asyncio.run(best_lr(the_smaller_the_better, 64, 1.0)).open_end
+
+
+def test_of_neighbours_that_few_seeds_cannot_tell_apart_the_middle_is_taken() -> None:
+    """Not the one before the cliff, though it was a little faster by chance."""
+    seconds = {-2.0: 14.0, -1.5: 12.0, -1.0: 10.2, -0.5: 10.1, 0.0: 10.3, 0.5: 10.0, 1.0: 80.0}
+
+    async def ask(batch: int, lr: float) -> Score:
+        return seconds[round(2 * log2(lr)) / 2], 0.0
+
+    tuned = asyncio.run(best_lr(ask, 64, 1.0))
+    assert log2(tuned.lr) == pytest.approx(-0.5)
+    assert tuned.score == (10.1, 0.0)
 
 
 def test_where_the_target_is_never_reached_the_accuracy_decides() -> None:
@@ -192,6 +204,24 @@ def test_the_tables_say_what_the_runs_say(done: Path, tmp_path: Path) -> None:
     for picture in files[1:]:
         assert picture.read_bytes().startswith(b"\x89PNG")
         assert f"]({picture.name})" in text
+
+
+def test_what_was_run_of_another_series_or_with_too_few_seeds_is_no_verdict(done: Path, tmp_path: Path) -> None:
+    copytree(done, tmp_path, dirs_exist_ok=True)
+    suite, runs = Suite(name="toy", about="", blocks=(BLOCK,)), tmp_path / RUNS
+    before = tables_of(suite, Store(done, "toy"))[0]
+    rows = [json.loads(line) for line in runs.read_text().splitlines()]
+    ours = [row for row in rows if row["contestant"] == "rfast-tree" and row["cell"] == CELL.key and row["seed"] == 2]
+    others = [{**row, "key": f"other {row['key']}", "series": "of other data", "target_s": 1e-3} for row in rows]
+    runs.write_text("".join(json.dumps(row) + "\n" for row in rows + others))
+    assert tables_of(suite, Store(tmp_path, "toy"))[0] == before
+    runs.write_text("".join(json.dumps(row) + "\n" for row in rows if row not in ours))
+    table = tables_of(suite, Store(tmp_path, "toy"))[0]
+    assert [f.reached for f in reached([table])] == [None, None]
+    text = write(tmp_path)[0].read_text()
+    assert "`rfast-tree` (2 of 3 seeds) |" in text
+    assert "`ring-allreduce` |" in text
+    assert "| 2 pairs of seeds are too few to say |" in text
 
 
 def test_a_page_is_written_between_its_marks_and_stays_as_it_is_elsewhere(done: Path, tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ def test_what_makes_no_sense_is_refused(settings: dict[str, Any], said: str) -> 
 
 @pytest.mark.parametrize("rule", ["sgd", "momentum", "nesterov", "adam", "nadam"])
 def test_its_optimiser_takes_the_steps_of_every_other_algorithms(rule: str) -> None:
-    """With decay on one group, half the lr on the other, and an lr that changes (for Nesterov, in torch's form, not)."""
+    """With decay on one group, half the lr on the other, and an lr that changes, but for Nesterov in torch's form."""
     of_task = plan("Uneven", optimizer=rule, lr=0.01, weight_decay=0.1)
     worker = of_task.worker(0)
     optimizer = make_optimizer(of_task.settings, worker)

@@ -164,12 +164,20 @@ class Job:
     @property
     def key(self) -> str:
         """The same for two runs that would give the same: of the data file it knows what is in it, not the path."""
+        return self._digest(self.seed)
+
+    @property
+    def series(self) -> str:
+        """The same for runs that differ in the seed alone."""
+        return self._digest(None)
+
+    def _digest(self, seed: int | None) -> str:
         ground = {
             name: value for name, value in asdict(self.ground).items() if name not in ("title", "simulated", "hosts")
         }
         unseen = ("label", "lr", "others")
         contestant = {name: value for name, value in asdict(self.contestant).items() if name not in unseen}
-        what = [ground, asdict(self.cell), contestant, self.lr, self.batch, self.seed, self.simulated]
+        what = [ground, asdict(self.cell), contestant, self.lr, self.batch, seed, self.simulated]
         what += ["hosts"] if self.ground.hosts and not self.simulated else []
         what += [self.contestant.alone, SIGMA, STRAGGLER_RANK, STRAGGLER_FACTOR, REPORT_LEAST_S]
         what += [None if self.data is None else digest(self.data)]

@@ -33,6 +33,7 @@ def perform(job: Job) -> Row:
     settings = job.settings()
     row: Row = {
         "key": job.key,
+        "series": job.series,
         "ground": job.ground.name,
         "cell": job.cell.key,
         "contestant": job.contestant.label,

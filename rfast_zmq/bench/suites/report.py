@@ -124,7 +124,8 @@ def _table(table: Table) -> str:
     lines = [head, ["---"] * len(head)]
     for s in table.standings:
         lr = f"{s.contestant.optimizer} {s.lr:.3g}" + (" (end of grid)" if s.open_end else "")
-        row = [f"`{s.contestant.label}`", *([f"{s.batch}"] if own else []), lr]
+        partly = f" ({len(s.runs)} of {table.seeds} seeds)" if len(s.runs) < table.seeds else ""
+        row = [f"`{s.contestant.label}`{partly}", *([f"{s.batch}"] if own else []), lr]
         if s.stops:
             lines.append([*row, "stops", *[""] * (len(head) - len(row) - 1)])
             continue
@@ -178,7 +179,9 @@ def _figure(f: Reached) -> str:
     if f.value == float("inf"):
         measured = f"`{aim.over}` never got there" if min(f.values) == f.value else f"{measured} (never: `{aim.over}`)"
     goal = f"{sign} {aim.least:g}{unit}" if aim.least else "stated"
-    verdict = "" if not aim.least else "reached" if f.reached else "**not reached**"
+    verdict = "reached" if f.reached else "**not reached**"
+    if f.reached is None or not aim.least:
+        verdict = "" if not aim.least else f"{len(f.values)} pairs of seeds are too few to say"
     return f"| {aim.what}{own}{over}; {where} | {goal} | {measured} | {verdict} |"
 
 

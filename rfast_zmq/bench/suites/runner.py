@@ -139,8 +139,11 @@ class Runner:
         found = dict(zip(names, await asyncio.gather(*map(self._tuned, ones)), strict=True))
         optimizer = min(found, key=lambda name: found[name].score)
         tuned = found[optimizer]
+        best = replace(entry, contestant=entry.contestant.with_optimizer(optimizer))
+        first = self._job(best, tuned.batch, tuned.lr, self.choice.first_seed, simulated=_virtual(entry))
         self.store.add_tuned(
             {
+                "series": first.series,
                 "ground": entry.ground.name,
                 "cell": entry.cell.key,
                 "contestant": entry.contestant.label,
@@ -155,7 +158,6 @@ class Runner:
                 },
             }
         )
-        best = replace(entry, contestant=entry.contestant.with_optimizer(optimizer))
         if _virtual(entry):
             jobs = [self._job(best, tuned.batch, tuned.lr, seed, simulated=True) for seed in self._seeds(entry.ground)]
             await asyncio.gather(*map(self._simulated, jobs))

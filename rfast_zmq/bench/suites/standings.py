@@ -14,6 +14,8 @@ from rfast_zmq.bench.suites.runner import ALONE_CELL, FIXED, OWN, TUNING_SEEDS
 from rfast_zmq.bench.suites.store import Store
 
 Row = dict[str, Any]
+PAIRS_LEAST = 5
+"""Paired seeds that a figure is judged by."""
 
 
 @dataclass
@@ -69,6 +71,11 @@ class Table:
     def named(self, label: str) -> Standing | None:
         return next((s for s in self.standings if s.contestant.label == label), None)
 
+    @property
+    def seeds(self) -> int:
+        """The most that a contestant has runs of."""
+        return max(len(s.runs) for s in self.standings)
+
     def limit_s(self) -> dict[int, float | None]:
         """By seed, the seconds that it takes if nobody ever waits and every sample counts as on one machine."""
         if self.alone is None:
@@ -88,7 +95,8 @@ class Table:
 
 @dataclass(frozen=True)
 class Reached:
-    """A figure to reach, and what was found: by seed, empty if it was not measured."""
+    """A figure to reach, and what was found: by seed, empty if it was not measured. Below :data:`PAIRS_LEAST` there is
+    no verdict."""
 
     aim: Aim
     label: str
@@ -99,30 +107,27 @@ class Reached:
         return median(self.values)
 
     @property
-    def reached(self) -> bool:
+    def reached(self) -> bool | None:
+        """None: too few seeds to tell."""
+        if len(self.values) < PAIRS_LEAST:
+            return None
         return self.value <= self.aim.least if self.aim.kind in ("cpu", "accuracy") else self.value >= self.aim.least
 
 
 def tables_of(suite: Suite, store: Store) -> list[Table]:
     """Every table that has runs, in the order of the suite."""
-    rows: dict[tuple[object, ...], dict[int, Row]] = {}
+    series: dict[str, dict[int, Row]] = {}
     for row in store.runs.values():
         if row["seed"] not in TUNING_SEEDS:
-            settings = row["settings"]["optimizer"], row["batch"], row["lr"], row["simulated"]
-            key = row["ground"], row["cell"], row["contestant"], *settings
-            rows.setdefault(key, {})[row["seed"]] = row
+            series.setdefault(row["series"], {})[row["seed"]] = row
     tuned = {(r["ground"], r["cell"], r["contestant"], r["table"]): r for r in store.tuned()}
 
     def standing(block: Block, cell: Cell, contestant: Contestant, kind: str) -> Standing | None:
         best = tuned.get((block.ground.name, cell.key, contestant.label, kind))
-        if best is None:
+        if best is None or best["series"] not in series:
             return None
-        simulated = block.ground.simulated or contestant.alone
-        lr = float(f"{best['lr']:.6g}")
-        settings = best["optimizer"], best["batch"], lr, simulated
-        runs = rows.get((block.ground.name, cell.key, contestant.label, *settings), {})
-        contestant = contestant.with_optimizer(best["optimizer"])
-        return Standing(contestant, best["batch"], lr, dict(sorted(runs.items())), best["open_end"]) if runs else None
+        runs = dict(sorted(series[best["series"]].items()))
+        return Standing(contestant.with_optimizer(best["optimizer"]), best["batch"], best["lr"], runs, best["open_end"])
 
     found = []
     for block in suite.blocks:

@@ -1,14 +1,21 @@
-"""The best lr, and the best B with it, by search on grids whose ends are never the best. Whoever asks does the runs."""
+"""The best lr, and the best B with it, by search on grids whose ends are never the best. Whoever asks does the runs.
+
+Few seeds cannot tell neighbours apart that lie a few hundredths from each other, and beyond the last good lr is often a
+cliff. So of neighbours as good as the best, the one in their middle is taken.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from math import inf, sqrt
+from math import inf, isfinite, sqrt
 
 EXTENSIONS_MOST = 8
 """So often a grid is made longer at an end that was best."""
+
+AS_GOOD = 1.05
+"""Times that differ by less than this factor are alike."""
 
 Score = tuple[float, float]
 """(seconds to the target, minus the accuracy at the end): the smaller the better; never reached is infinite."""
@@ -50,7 +57,7 @@ async def best_lr(ask: Ask, batch: int, start: float) -> Tuned:
     best = min(found, key=found.__getitem__)
     near = [best / sqrt(2), best * sqrt(2)]
     found |= dict(zip(near, await asyncio.gather(*map(at, near)), strict=True))
-    best = min(found, key=found.__getitem__)
+    best = _middle_of_the_best(found)
     return Tuned(batch, best, found[best], {(batch, lr): score for lr, score in sorted(found.items())}, open_end)
 
 
@@ -77,6 +84,22 @@ async def best_batch(ask: Ask, first: Tuned, least: int) -> Tuned:
     best = found[int(min(scores, key=scores.__getitem__))]
     tried = {pair: score for tuned in found.values() for pair, score in tuned.tried.items()}
     return Tuned(best.batch, best.lr, best.score, tried, open_end or best.open_end)
+
+
+def _middle_of_the_best(scores: dict[float, Score]) -> float:
+    """The best, or the middle of its neighbours that are as good (of an even number the lower middle)."""
+    grid = sorted(scores)
+    first = last = grid.index(min(grid, key=scores.__getitem__))
+    most_s = AS_GOOD * scores[grid[first]][0]
+
+    def as_good(i: int) -> bool:
+        return 0 <= i < len(grid) and isfinite(most_s) and scores[grid[i]][0] <= most_s
+
+    while as_good(first - 1):
+        first -= 1
+    while as_good(last + 1):
+        last += 1
+    return grid[(first + last) // 2]
 
 
 async def _climb(
