@@ -92,8 +92,8 @@ class Cell:
 
     @property
     def tuned_as(self) -> Cell:
-        """The cell whose lr it takes: tuned once per split and speeds."""
-        return Cell(split=self.split, speeds=self.speeds)
+        """The cell whose lr it takes: tuned once per split, speeds, and what is compared."""
+        return Cell(split=self.split, speeds=self.speeds, to_the_end=self.to_the_end)
 
 
 @dataclass(frozen=True, kw_only=True)
