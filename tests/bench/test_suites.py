@@ -238,6 +238,39 @@ def test_a_page_is_written_between_its_marks_and_stays_as_it_is_elsewhere(done: 
         assert "](images/bench/toy-toy-times.png)" in text
 
 
+def test_grounds_of_more_and_more_nodes_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over the number of nodes, a column each; whoever does not run on so many is said not to."""
+    few, many = (
+        replace(
+            BLOCK,
+            part=str(nodes),
+            ground=replace(TOY, name=f"toy-{nodes}", nodes=nodes),
+            contestants=(OURS, replace(RING, nodes_most=3), SINGLE),
+            cells=(CELL,),
+            reference=ALONE,
+            aims=(),
+        )
+        for nodes in (3, 4)
+    )
+    suite = Suite(name="toy", about="", blocks=(few, many))
+    monkeypatch.setitem(catalogue.SUITES, "toy", suite)
+    for part in ("3", "4"):
+        Runner(suite, replace(CHOICE, seeds=1, parts=(part,)), Store(tmp_path, "toy"), lambda _: None).run()
+    table, wider = tables_of(suite, Store(tmp_path, "toy"))
+    text = (report := write(tmp_path))[0].read_text()
+    assert "3 to 4 nodes, in virtual time" in text
+    assert "| 3 nodes | 4 nodes |" in text
+    ours, theirs = (t.named("rfast-tree") for t in (table, wider))
+    assert ours and theirs  # noqa: PT018
+    assert f"| `rfast-tree` | {ours.median_s():.3g} | {theirs.median_s():.3g} |" in text
+    assert re.search(r"\| `ring-allreduce` \| [\d.]+ \| not run \|", text)
+    assert tmp_path / "toy-nodes.png" in report
+    page = tmp_path / "page.md"
+    page.write_text("<!-- toy/nodes -->\n<!-- end toy/nodes -->\n")
+    write(tmp_path, page)
+    assert "| 3 nodes | 4 nodes |" in page.read_text()
+
+
 def test_a_seed_that_was_never_at_the_target_counts_as_never() -> None:
     assert spread([1.0, None, 3.0], "{:.0f}".format) == "3 (1 to never)"
     assert ratios({0: 4.0, 1: None, 2: 1.0, 3: None}, {0: 2.0, 1: 2.0, 2: None, 3: None}) == [2.0, inf, 0.0]

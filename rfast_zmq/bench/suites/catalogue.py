@@ -201,8 +201,11 @@ MLP = Ground(
     name="mlp", title="MNIST, a perceptron of 784-128-10", task="mnist.py", data="mnist", target=0.93, samples=90_000,
     simulated=False,
 )  # fmt: skip
+SPARING = "rfast-tree, sparing"
+"""Gradients of half a share, and a model each 50 ms: a quarter of the default's gradients and messages."""
 CONTESTANTS_B = (
     _one("rfast-tree", "binary-tree", "nadam", 0.016, report=0.125),
+    _one(SPARING, "binary-tree", "nadam", 0.012, report=0.5, pace=0.05),
     _one("rfast", "exponential", "sgd", 0.2),
     _one("ddp", "ring", "nadam", 0.012, tuned_as=("ring-allreduce", "ring")),
     _one("ring-allreduce", "ring", "nadam", 0.012),
@@ -240,6 +243,8 @@ PAPER_B = Block(
         Aim(what="rfast-tree", ours=("rfast-tree",), over="ad-psgd", cell=IID, least=1.1),
         Aim(what="rfast-tree", ours=("rfast-tree",), over="ad-psgd", cell=LABEL, least=1.5),
         Aim(what="CPU of rfast-tree", ours=("rfast-tree",), over="ad-psgd", cell=IID, least=0.5, kind="cpu"),
+        Aim(what=SPARING, ours=(SPARING,), over="ad-psgd", cell=IID, least=1.1),
+        Aim(what=f"CPU of {SPARING}", ours=(SPARING,), over="ad-psgd", cell=IID, least=0.5, kind="cpu"),
         Aim(what="share of the no-wait limit", ours=("rfast-tree",), over=ALONE, cell=IID, least=0.9, kind="limit"),
         Aim(what="share of the no-wait limit", ours=("rfast-tree",), over=ALONE, cell=LABEL, least=0.8, kind="limit"),
         *(
@@ -381,6 +386,7 @@ def _scale(nodes: int) -> Block:
     )  # fmt: skip
     report = max(1 / 8, nodes / 1024)
     return Block(
+        part=str(nodes),
         ground=ground,
         contestants=(
             _one("rfast-tree", "binary-tree", "sgd", 0.8, report=report),
@@ -419,7 +425,7 @@ SUITES = {
         ),
         Suite(
             name="scale",
-            about="8 to 1,024 nodes, in virtual time",
+            about="8 to 1,024 nodes, in virtual time; --part: the number of nodes",
             blocks=tuple(_scale(nodes) for nodes in (8, 32, 128, 512, 1024)),
         ),
     )

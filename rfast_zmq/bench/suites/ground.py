@@ -106,6 +106,7 @@ class Contestant:
         lr: where the search for the best begins.
         others: further optimisers, each with an lr to begin with; the best of them is taken.
         report: part of a node's share that one gradient is over.
+        pace: C as of ``--pace``, in seconds; None: as the algorithm has it.
         options: the algorithm's own, ``NAME=VALUE`` each.
         bucket_bytes: of a message, at most.
         tuned_as: algorithm and topology that stand for it in virtual time; None: its own.
@@ -118,6 +119,7 @@ class Contestant:
     optimizer: str
     lr: float
     report: float = 1.0
+    pace: float | None = None
     wire: str = "float32"
     options: tuple[str, ...] = ()
     bucket_bytes: int | None = None
@@ -175,7 +177,7 @@ class Job:
         ground = {
             name: value for name, value in asdict(self.ground).items() if name not in ("title", "simulated", "hosts")
         }
-        unseen = ("label", "lr", "others")
+        unseen = {"label", "lr", "others"} | ({"pace"} if self.contestant.pace is None else set())
         contestant = {name: value for name, value in asdict(self.contestant).items() if name not in unseen}
         what = [ground, asdict(self.cell), contestant, self.lr, self.batch, seed, self.simulated]
         what += ["hosts"] if self.ground.hosts and not self.simulated else []
@@ -217,6 +219,7 @@ class Job:
             lr=self.lr,
             global_batch=self.batch,
             report_batch=self._report(nodes),
+            pace=contestant.pace,
             wire=contestant.wire,
             drop=cell.loss,
             seed=self.seed,

@@ -144,6 +144,64 @@ def _times_panel(axes: Axes, table: Table) -> None:
     _dress(axes)
 
 
+# ----------------------------------------------------------------------- the same on more and more nodes
+
+
+def growth(tables: Sequence[Table], path: Path) -> Path:
+    """A panel a cell: the time to the target over the number of nodes, beside that of never waiting.
+
+    Args:
+        tables: of grounds that differ in the number of nodes.
+        path: of the picture.
+    """
+    from matplotlib.figure import Figure
+
+    cells = list(dict.fromkeys(t.cell for t in tables))
+    figure = Figure(figsize=(5.8 * len(cells), 4.6), facecolor="white", layout="constrained")
+    for axes, cell in zip(figure.subplots(1, len(cells), squeeze=False).flat, cells, strict=True):
+        of_cell = [t for t in tables if t.cell == cell]
+        lines: dict[str, list[tuple[int, Standing]]] = {}
+        for table in of_cell:
+            for s in table.standings:
+                lines.setdefault(s.contestant.label, []).append((table.block.ground.nodes, s))
+        seen: set[str] = set()
+        for label, found in lines.items():
+            _growth_line(axes, label, found, "--" if found[0][1].contestant.algorithm in seen else "-")
+            seen.add(found[0][1].contestant.algorithm)
+        limits = [(t.block.ground.nodes, [v for v in t.limit_s().values() if v is not None]) for t in of_cell]
+        if told := [(n, median(values)) for n, values in limits if values]:
+            axes.plot(*zip(*told, strict=True), color=LIMIT, linewidth=1.0, linestyle=":", label="nobody waits")
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        nodes = sorted({t.block.ground.nodes for t in of_cell})
+        axes.set_xticks(nodes, [f"{n:,}" for n in nodes])
+        _plain(axes.yaxis)
+        axes.set_xlabel("nodes", fontsize=9)
+        axes.set_ylabel(f"virtual seconds to {of_cell[0].block.ground.target:g}", fontsize=9)
+        axes.set_title(cell.title, fontsize=9.5, color=TEXT)
+        axes.legend(fontsize=8.5, frameon=False)
+        _dress(axes)
+    ground = tables[0].block.ground
+    figure.suptitle(
+        f"The same work on more nodes: B = {ground.batch:,}, each at its best lr (virtual time)",
+        fontsize=12,
+        color=TEXT,
+    )
+    figure.savefig(path, format="png", dpi=130)
+    return path
+
+
+def _growth_line(axes: Axes, label: str, found: Sequence[tuple[int, Standing]], dashes: str) -> None:
+    points = [(n, s.median_s()) for n, s in found if s.median_s() < inf]
+    colour = colour_of(found[0][1])
+    for n, s in found:
+        values = [v for v in s.values("target_s").values() if v is not None]
+        if values:
+            axes.plot([n, n], [min(values), max(values)], color=colour, linewidth=2.2, alpha=0.4)
+    if points:
+        axes.plot(*zip(*points, strict=True), color=colour, linestyle=dashes, marker="o", markersize=5, label=label)
+
+
 # ------------------------------------------------------------------------------ how they got there
 
 

@@ -42,6 +42,14 @@ def write(folder: Path, page: Path | None = None) -> list[Path]:
     images.mkdir(parents=True, exist_ok=True)
     made: list[Path] = []
     shown = []
+    over_nodes = f"{store.suite}/nodes"
+    if len({ground.nodes for ground in grounds}) > 1 and (page is None or f"<!-- {over_nodes} -->" in text):
+        picture = pictures.growth(tables, images / f"{store.suite}-nodes.png")
+        made.append(picture)
+        body = _growth(tables, f"{picture.relative_to(images if page is None else page.parent)}")
+        shown.append(f"## Over the number of nodes\n\n{body}")
+        if page is not None:
+            text = _between(text, over_nodes, body, page)
     for ground in grounds:
         of_it = [t for t in tables if t.block.ground is ground]
         mark = f"{store.suite}/{ground.name}"
@@ -64,7 +72,7 @@ def write(folder: Path, page: Path | None = None) -> list[Path]:
 
 def section(ground: Ground, tables: Sequence[Table], figures: Sequence[Reached], links: Sequence[str]) -> str:
     """All that is to be said of one ground, in Markdown."""
-    parts = [_conditions(ground, tables)]
+    parts = [_conditions([ground], tables)]
     for link in links:
         parts.append(f"![{Path(link).stem.replace('-', ' ')}]({link})")
     measured = [f for f in figures if f.values]
@@ -82,7 +90,26 @@ def section(ground: Ground, tables: Sequence[Table], figures: Sequence[Reached],
     return "\n\n".join(parts) + "\n"
 
 
-def _conditions(ground: Ground, tables: Sequence[Table]) -> str:
+def _growth(tables: Sequence[Table], link: str) -> str:
+    """Times to the target over the number of nodes, a table a cell."""
+    grounds = list({t.block.ground.nodes: t.block.ground for t in tables}.values())
+    parts = [_conditions(grounds, tables)]
+    parts.append(f"![over the number of nodes]({link})")
+    for cell in dict.fromkeys(t.cell for t in tables):
+        of_cell = {t.block.ground.nodes: t for t in tables if t.cell == cell}
+        head = [f"{cell.title}: virtual s to {grounds[0].target:g}", *(f"{n:,} nodes" for n in of_cell)]
+        lines = [head, ["---"] * len(head)]
+        for label in dict.fromkeys(s.contestant.label for t in of_cell.values() for s in t.standings):
+            found = [t.named(label) for t in of_cell.values()]
+            lines.append([f"`{label}`", *("not run" if s is None else _time(s) for s in found)])
+        lines.append(["*no-wait limit*", *(spread(t.limit_s().values(), "{:.3g}".format) for t in of_cell.values())])
+        parts.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _conditions(grounds: Sequence[Ground], tables: Sequence[Table]) -> str:
+    """What holds for every table of grounds that differ in nothing but the number of nodes."""
+    ground = grounds[0]
     rows = [row for t in tables for s in t.standings for row in s.runs.values()]
     seeds = sorted({row["seed"] for row in rows})
     processors = sorted({row["processor"] for row in rows})
@@ -96,12 +123,18 @@ def _conditions(ground: Ground, tables: Sequence[Table]) -> str:
         if ground.hosts
         else "one process a node on this machine, wall clock from the common start"
     )
+    nodes = f"{ground.nodes}"
+    share = (
+        f"a node needs {ground.share_s:g} s for its share of B = {ground.batch} samples, in proportion for other sizes"
+    )
+    if len(grounds) > 1:
+        nodes = f"{ground.nodes:,} to {grounds[-1].nodes:,}"
+        share = f"a sample takes any node {ground.share_s * ground.nodes / ground.batch:g} s; B is {ground.batch:,}"
     stragglers = f"node {min(STRAGGLER_RANK, ground.nodes - 1)} takes {STRAGGLER_FACTOR} times as long as the others"
     return (
-        f"{ground.nodes} nodes, {how}. Computing is emulated: a node needs {ground.share_s:g} s for its share of B ="
-        f" {ground.batch} samples, in proportion for other sizes; with a straggler, {stragglers}; lognormal: each share"
-        f" times a draw with σ = {SIGMA:g}. To an accuracy of {ground.target:g}, or"
-        f" {ground.samples:,} samples. Medians of seeds {_ranges(seeds)} (least to most); ratios are of equal seeds."
+        f"{nodes} nodes, {how}. Computing is emulated: {share}; with a straggler, {stragglers}; lognormal: each share"
+        f" times a draw with σ = {SIGMA:g}. To an accuracy of {ground.target:g}, or {ground.samples:,} samples. Medians"
+        f" of seeds {_ranges(seeds)} (least to most); ratios are of equal seeds."
         f" torch {', '.join(torches)}; {', '.join(processors)}."
     )
 

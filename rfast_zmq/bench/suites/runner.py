@@ -236,7 +236,7 @@ def chosen_blocks(suite: Suite, choice: Choice) -> list[Block]:
     Raises:
         UsageError: a name that there is not, nothing chosen, a data file or the means for namespaces that are missing.
     """
-    parts = sorted({block.part for block in suite.blocks if block.part})
+    parts = list(dict.fromkeys(block.part for block in suite.blocks if block.part))
     for part in choice.parts:
         if part not in parts:
             has = f"{suite.name} has {', '.join(parts)}" if parts else f"{suite.name} has no parts; leave it out"
