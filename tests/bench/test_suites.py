@@ -23,7 +23,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rfast_zmq.bench.suites import catalogue
+from rfast_zmq.bench.suites import catalogue, workers
 from rfast_zmq.bench.suites.catalogue import SUITES, Aim, Block, Suite
 from rfast_zmq.bench.suites.ground import ALONE, Cell, Contestant, Ground, Job, no_wait_rate
 from rfast_zmq.bench.suites.perform import perform
@@ -393,6 +393,24 @@ def test_what_cannot_be_is_said_in_one_line(
     assert named in said
     assert said.count("\n") == 1
     assert not (tmp_path / "out").exists(), "the folder is not claimed by what was refused"
+
+
+def test_a_process_is_replaced_after_so_many_runs_and_every_run_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "RUNS_MOST", 2)
+    jobs = [
+        Job(ground=replace(TOY, samples=96), cell=CELL, contestant=RING, lr=0.5, batch=48, seed=seed, simulated=True,
+            data=None)
+        for seed in range(5)
+    ]  # fmt: skip
+
+    async def all_of_them() -> tuple[list[dict[str, object]], int]:
+        with workers.Workers(1) as of_one:
+            rows = [await of_one.perform(job) for job in jobs]
+            return rows, len(of_one._all)
+
+    rows, left = asyncio.run(all_of_them())
+    assert [row["seed"] for row in rows] == list(range(5))
+    assert left == 1
 
 
 def test_what_a_task_raised_comes_whole_out_of_another_process() -> None:

@@ -17,6 +17,9 @@ from rfast_zmq.bench.suites.perform import Row, perform
 from rfast_zmq.errors import RfastError
 from rfast_zmq.launch.loopback import process_context, signals_held, without_main
 
+RUNS_MOST = 20
+"""So many runs a process does before another takes its place: what each leaves behind adds up over hundreds."""
+
 
 class Workers:
     """So many processes, for as long as the ``with`` lasts; at its end, however it is reached, they are killed.
@@ -30,6 +33,7 @@ class Workers:
         self._free = asyncio.Semaphore(count)
         self._idle: list[Connection] = []
         self._all: list[tuple[object, Connection]] = []
+        self._runs: dict[Connection, int] = {}
         self._threads = ThreadPoolExecutor(count)
 
     async def perform(self, job: Job) -> Row:
@@ -46,7 +50,11 @@ class Workers:
                 found = await loop.run_in_executor(self._threads, pipe.recv)
             except (EOFError, OSError):
                 raise RfastError(f"{job.title}: its process was killed; if memory was short, try --jobs 1") from None
-            self._idle.append(pipe)
+            self._runs[pipe] += 1
+            if self._runs[pipe] < RUNS_MOST:
+                self._idle.append(pipe)
+            else:
+                await loop.run_in_executor(self._threads, self._retire, pipe)
         if isinstance(found, BaseException):
             raise found
         assert isinstance(found, dict)
@@ -62,7 +70,14 @@ class Workers:
             process.start()
         theirs.close()
         self._all.append((process, ours))
+        self._runs[ours] = 0
         return ours
+
+    def _retire(self, pipe: Connection) -> None:
+        process = next(process for process, of_it in self._all if of_it is pipe)
+        pipe.close()  # with nobody to ask it, it ends
+        process.join()  # type: ignore[attr-defined]
+        self._all.remove((process, pipe))
 
     def __enter__(self) -> Self:
         return self
