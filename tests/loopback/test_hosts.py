@@ -292,7 +292,7 @@ def test_a_run_whose_processes_each_have_a_host_speaks_over_their_lines(algorith
         str(DIGITS),
         Settings(
             nodes=3, topology="ring" if algorithm == "ddp" else "line", algorithm=algorithm, optimizer="sgd", lr=0.1,
-            global_batch=48, compute="constant:0.05", samples=1200,
+            global_batch=48, compute="constant:0.05", samples=2400,
         ),
     )  # fmt: skip
     with namespaces(3, bytes_per_s=20e6) as within:
