@@ -166,18 +166,18 @@ class Job:
     @property
     def key(self) -> str:
         """The same for two runs that would give the same: of the data file it knows what is in it, not the path."""
-        return self._digest(self.seed)
+        return self._hash(self.seed)
 
     @property
     def series(self) -> str:
         """The same for runs that differ in the seed alone."""
-        return self._digest(None)
+        return self._hash(None)
 
-    def _digest(self, seed: int | None) -> str:
+    def _hash(self, seed: int | None) -> str:
         ground = {
             name: value for name, value in asdict(self.ground).items() if name not in ("title", "simulated", "hosts")
         }
-        unseen = {"label", "lr", "others"} | ({"pace"} if self.contestant.pace is None else set())
+        unseen = ("label", "lr", "others")
         contestant = {name: value for name, value in asdict(self.contestant).items() if name not in unseen}
         what = [ground, asdict(self.cell), contestant, self.lr, self.batch, seed, self.simulated]
         what += ["hosts"] if self.ground.hosts and not self.simulated else []

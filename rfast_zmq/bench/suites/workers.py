@@ -1,4 +1,8 @@
-"""Simulated runs side by side: processes that each do one at a time, and end with whoever started them."""
+"""Simulated runs side by side: processes that each do one at a time, and end with whoever started them.
+
+``concurrent.futures.ProcessPoolExecutor`` would do, but for Ctrl-C: it has no way to end what is under way, and hung
+where its processes were ended for it.
+"""
 
 from __future__ import annotations
 
