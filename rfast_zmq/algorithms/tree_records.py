@@ -94,10 +94,10 @@ class PaceMeter:
         self._before_s: float | None = None
 
     def descended(self, now: float, f: float) -> None:
-        """A descent of ``f`` rounds happened at ``now``."""
+        """A descent of ``f`` rounds happened at ``now``; where that is earlier than the last, no time has passed."""
         if self._before_s is not None:
             keep = exp(-f / 2)
-            self._seconds = keep * self._seconds + now - self._before_s
+            self._seconds = keep * self._seconds + max(now - self._before_s, 0.0)
             self._rounds = keep * self._rounds + f
         self._before_s = now
 

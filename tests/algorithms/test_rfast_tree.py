@@ -806,6 +806,17 @@ def test_7_a_pace_meter_forgets_in_about_two_rounds() -> None:
     assert few.round_s == pytest.approx(8.0, rel=0.5)
 
 
+def test_7_a_clock_that_is_set_back_makes_no_round_shorter_than_nothing() -> None:
+    """A round of less than no time would put the root in phase with lines of no cycle."""
+    meter = PaceMeter()
+    for now in (0.0, 1.0, 0.0, -3.0):
+        meter.descended(now, 1.0)
+    assert meter.round_s > 0.0
+    for now in range(50):
+        meter.descended(float(now), 1.0)
+    assert meter.round_s == pytest.approx(1.0)
+
+
 def test_9_an_idle_edge_says_its_newest_again_after_twice_the_pace_unless_told_otherwise() -> None:
     solo = inner()
     solo.hear("W", 0, [0.0], pace_s=0.5)
