@@ -19,7 +19,6 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from rfast_zmq.algorithms.rennala import check_batch_gradients
-from rfast_zmq.core.events import Action
 from rfast_zmq.core.interface import NodeConfig
 from rfast_zmq.core.served import Gradient, Served, add, over
 
@@ -40,18 +39,21 @@ class Amelie(Served):
         self._given: dict[int, int] = {}
         """B_i, of the nodes that gave one."""
 
-    def _arrived(self, rank: int, version: int, samples: int, gradient: Gradient) -> list[Action]:
+    def _arrived(self, rank: int, version: int, samples: int, gradient: Gradient) -> None:
         if version != self.version:
-            return []
+            return
         self._sums[rank] = add(self._sums.get(rank), gradient, 1.0)
         self._given[rank] = self._given.get(rank, 0) + 1
         n = self.config.topology.nodes
         wanted = self.config.options["batch_gradients"] or n
-        if len(self._given) < n or n / sum(1 / given for given in self._given.values()) < wanted / n:
-            return []
+        if len(self._given) < n:
+            return
+        harmonic = n / sum(1 / given for given in self._given.values())
+        if harmonic < wanted / n * (1 - 1e-9):  # as many as are wanted are enough, however the sum is rounded
+            return
         direction: Gradient | None = None
         for i, sums in sorted(self._sums.items()):
             direction = add(direction, over(sums, self._given[i]), 1 / n)
         assert direction is not None
         self._sums, self._given = {}, {}
-        return self._update(direction, self.config.global_batch)
+        self._update(direction, self.config.global_batch)

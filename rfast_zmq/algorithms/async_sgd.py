@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from rfast_zmq.core.events import Action
 from rfast_zmq.core.served import Gradient, Served
 
 
@@ -27,5 +26,5 @@ class AsyncSgd(Served):
 
     name: ClassVar[str] = "async-sgd"
 
-    def _arrived(self, rank: int, version: int, samples: int, gradient: Gradient) -> list[Action]:
-        return self._update(gradient, samples)
+    def _arrived(self, rank: int, version: int, samples: int, gradient: Gradient) -> None:
+        self._update(gradient, samples)

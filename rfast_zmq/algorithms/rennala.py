@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from rfast_zmq.core.events import Action
 from rfast_zmq.core.interface import NodeConfig
 from rfast_zmq.core.served import Gradient, Served, add, over
 from rfast_zmq.errors import UsageError
@@ -53,13 +52,13 @@ class Rennala(Served):
         self._sum: Gradient | None = None
         self._gathered = self._gathered_samples = 0
 
-    def _arrived(self, rank: int, version: int, samples: int, gradient: Gradient) -> list[Action]:
+    def _arrived(self, rank: int, version: int, samples: int, gradient: Gradient) -> None:
         if version != self.version:
-            return []
+            return
         self._sum = add(self._sum, gradient, samples)
         self._gathered, self._gathered_samples = self._gathered + 1, self._gathered_samples + samples
         if self._gathered < (self.config.options["batch_gradients"] or self.config.topology.nodes):
-            return []
+            return
         direction, samples = over(self._sum, self._gathered_samples), self._gathered_samples
         self._sum, self._gathered, self._gathered_samples = None, 0, 0
-        return self._update(direction, samples)
+        self._update(direction, samples)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from rfast_zmq.core.events import Action
 from rfast_zmq.core.interface import NodeConfig
 from rfast_zmq.core.served import Gradient, Served, add, over
 
@@ -53,16 +52,15 @@ class Ringleader(Served):
         self._had_turn: set[int] = set()
         """Empty in phase 1."""
 
-    def _arrived(self, rank: int, version: int, samples: int, gradient: Gradient) -> list[Action]:
+    def _arrived(self, rank: int, version: int, samples: int, gradient: Gradient) -> None:
         n = self.config.topology.nodes
         if rank in self._had_turn:
             self._next.enter(rank, gradient)
-            return []
+            return
         self._table.enter(rank, gradient)
         if len(self._table.counts) < n:
-            return []
+            return
         self._had_turn.add(rank)
-        actions = self._update(self._table.mean(), self.config.global_batch / n)
+        self._update(self._table.mean(), self.config.global_batch / n)
         if len(self._had_turn) == n:
             self._table, self._next, self._had_turn = self._next, Table(), set()
-        return actions

@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from rfast_zmq.core.events import Action
 from rfast_zmq.core.served import Gradient, Served
 from rfast_zmq.errors import UsageError
 
@@ -40,6 +39,7 @@ class Ringmaster(Served):
                 f" for {SHARES} times the nodes"
             )
 
-    def _arrived(self, rank: int, version: int, samples: int, gradient: Gradient) -> list[Action]:
+    def _arrived(self, rank: int, version: int, samples: int, gradient: Gradient) -> None:
         threshold = self.config.options["delay_threshold"] or SHARES * self.config.topology.nodes
-        return self._update(gradient, samples) if self.version - version < threshold else []
+        if self.version - version < threshold:
+            self._update(gradient, samples)

@@ -2,17 +2,19 @@
 down.
 
 What the methods of this family share. The root has the only optimiser, and counts its updates: k is the *version* of a
-model. Models go down the pull tree, the newest only, and are passed on as they come. A node computes at the newest
-whole model that it has, at once and again and again, and hands each gradient up with its rank, the version it is of,
-and its samples; relays pass on what comes, in order, and add nothing up. Every gradient arrives, once.
+model. A node computes one gradient, hands it up with its rank, the version it is of, and its samples, and begins the
+next when it has the model that the root had once it had dealt with that one (``heard``: how many of each node's it
+has). So all of these methods go by rounds of asking and answering, and with n nodes the mean delay of a gradient is at
+most n - 1 updates, as in their papers. What a node waits for the answer is counted (``Status.waited_s``).
+
+Relays pass on a whole gradient of a whole node, in the order in which they came, and add nothing up; every gradient
+arrives, once. Models go down the pull tree, the newest only, each to the nodes that have not got it; where the root's
+answer is that the model is still the same, a message of one bucket says so. An edge says all buckets of one version
+before it begins with another, and a relay passes a version on when it has the whole of it.
 
 What the root does with a gradient is the subclass's: ``_arrived``. A step along ``samples`` of B samples is that part
 of a round, at most a whole one: lr, momentum and decay mean what they mean for steps of B samples (as in
 ``rfast-tree``, whose rule of descent it is).
-
-A node does not begin a gradient while two messages or more wait for its line to the parent: so a fast one cannot pile
-up gradients at itself (``Status.waited_s`` has the time). A relay does pile up what its children send, if its line
-carries less than theirs: the papers assume that it does not.
 """
 
 from __future__ import annotations
@@ -25,14 +27,12 @@ from typing import ClassVar
 from torch import Tensor
 
 from rfast_zmq.core.descent import Descent
-from rfast_zmq.core.events import Action, Edge, GradientReady, Graph, Message, Number, Ready
+from rfast_zmq.core.events import Action, Edge, GradientReady, Graph, Message, Number, Ready, Send
 from rfast_zmq.core.interface import NodeConfig
 from rfast_zmq.core.ordered import Ordered
 from rfast_zmq.errors import UsageError
 from rfast_zmq.topology import Topology
 
-WAITING_MOST = 2
-"""A node with so many messages that wait for its line begins no gradient."""
 Gradient = tuple[Tensor, ...]
 
 
@@ -53,15 +53,21 @@ class Served(Ordered):
         parent = tree.parent[config.rank]
         super().__init__(config, () if parent is None else (parent,), tree.children[config.rank])
         self._up = parent
-        self._versions = [0 if self.is_root else -1] * self.buckets
-        self.version = 0
+        self.version = -1 if config.initial is None else 0
         """Of the newest whole model; at the root, the updates done."""
-        self._whole: Gradient | None = config.initial
         self._began_at = 0
         """Version of the model that the gradient under way is of."""
+        self._handed = 0
+        """Gradients of this node's own that were computed."""
+        self.heard = [0] * config.topology.nodes
+        """Per rank, the gradients that the root had dealt with as it made what this node has."""
         self._coming = {
-            (j, b): deque[tuple[Tensor, tuple[int, int, int]]]() for j in self.hears_from for b in range(self.buckets)
+            j: [deque[tuple[Tensor, tuple[int, int, int]]]() for _ in range(self.buckets)] for j in self.hears_from
         }
+        """Of each child, what has come of its gradients bucket by bucket."""
+        self._descending: list[tuple[int, Tensor | None]] = [(self.version, x) for x in self._x]
+        """Of each bucket the newest version that came, perhaps of a model that is not whole yet."""
+        self._down = {edge: _Downward(self._below(edge.dst)) for edge in self.out_edges if edge.graph == "W"}
         self._rounds = 0.0
         """Samples stepped along, over B."""
         self._descents = [
@@ -74,10 +80,10 @@ class Served(Ordered):
     # ------------------------------------------------------------------------------------ for the subclass
 
     @abstractmethod
-    def _arrived(self, rank: int, version: int, samples: int, gradient: Gradient) -> list[Action]:
+    def _arrived(self, rank: int, version: int, samples: int, gradient: Gradient) -> None:
         """At the root: a gradient of node ``rank``, times the node's weight, of the model of ``version``."""
 
-    def _update(self, direction: Gradient, samples: float) -> list[Action]:
+    def _update(self, direction: Gradient, samples: float) -> None:
         """At the root: a step along a mean over so many samples. The next version."""
         f = min(1.0, samples / self.config.global_batch)
         rates = self.config.rates(self._rounds)
@@ -86,21 +92,18 @@ class Served(Ordered):
             self._x[b] = x + f * (d - x) if descent is None else descent.step(x, d, f, 0.0, rates)
         self._rounds += samples / self.config.global_batch
         self.version += 1
-        self._versions = [self.version] * self.buckets
-        self._whole = tuple(x for x in self._x if x is not None)
-        return self._mark("W")
 
     # ------------------------------------------------------------------------------------ of a node
 
     @classmethod
     def numbers(cls, graph: Graph) -> Mapping[str, type]:
         of_all = super().numbers(graph)
-        return {**of_all, "version": int} if graph == "W" else of_all
+        return {**of_all, "version": int, "heard": list} if graph == "W" else of_all
 
     def _at(self) -> Gradient | None:
-        if self._up is not None and len(self._queues[Edge("A", self.rank, self._up), 0]) >= WAITING_MOST:
+        if self.heard[self.rank] < self._handed or self.version < 0:
             return None
-        return self._whole
+        return tuple(x for x in self._x if x is not None)
 
     def _issued(self) -> list[Action]:
         self._began_at = self.version
@@ -110,49 +113,111 @@ class Served(Ordered):
         weight, buckets = self.config.weight, self.config.layout.buckets
         if weight != 1.0:
             gradient = tuple(g if b.kind == "averages" else g * weight for b, g in zip(buckets, gradient, strict=True))
+        self._handed += 1
+        return self._hand_up(gradient, self.rank, self._began_at, event.samples)
+
+    def _hand_up(self, gradient: Gradient, rank: int, version: int, samples: int) -> list[Action]:
+        """A whole gradient of some node goes on to the parent; at the root it has arrived."""
         if self._up is None:
-            return self._arrived(self.rank, self._began_at, event.samples, gradient)
+            self._arrived(rank, version, samples, gradient)
+            self.heard[rank] += 1
+            return self._tell_below()
         actions: list[Action] = []
         for b, g in enumerate(gradient):
-            actions += self._post(self._up, b, g, rank=self.rank, version=self._began_at, batch=event.samples)
+            actions += self._post(self._up, b, g, rank=rank, version=version, batch=samples)
         return actions
 
     def _came(self, src: int, bucket: int, payload: Tensor, numbers: Mapping[str, Number]) -> list[Action]:
-        if self._up is not None:
-            told = {name: numbers[name] for name in self.data_numbers}
-            return self._post(self._up, bucket, payload, **told)
-        rank, version, samples = (int(numbers[name]) for name in ("rank", "version", "batch"))  # type: ignore[arg-type]
-        self._coming[src, bucket].append((payload, (rank, version, samples)))
-        if not all(self._coming[src, b] for b in range(self.buckets)):
+        coming = self._coming[src]
+        of: tuple[int, int, int] = tuple(int(numbers[name]) for name in self.data_numbers)  # type: ignore[assignment, arg-type]
+        coming[bucket].append((payload, of))
+        if not all(coming):
             return []
-        parts = [self._coming[src, b].popleft() for b in range(self.buckets)]
-        if not 0 <= rank < self.config.topology.nodes or samples < 1:
+        parts = [of_bucket.popleft() for of_bucket in coming]
+        rank, version, samples = of
+        if any(other != of for _, other in parts) or not 0 <= rank < self.config.topology.nodes or samples < 1:
             return []
-        return self._arrived(rank, version, samples, tuple(g for g, _ in parts))
+        return self._hand_up(tuple(g for g, _ in parts), rank, version, samples)
 
     def _received(self, message: Message, now: float) -> list[Action]:
         if message.edge.graph == "A":
             return super()._received(message, now)
-        bucket, version = message.bucket, int(message.numbers["version"])  # type: ignore[arg-type]
-        if version <= self._versions[bucket]:
-            return []
+        bucket, version, heard = message.bucket, int(message.numbers["version"]), message.numbers["heard"]  # type: ignore[arg-type]
         was_ready = self._ready()
-        self._versions[bucket], self._x[bucket] = version, message.payload
-        if len(set(self._versions)) == 1:
-            self._whole, self.version = tuple(x for x in self._x if x is not None), version
-        actions = self._mark("W", bucket)
+        if version > self._descending[bucket][0]:
+            self._descending[bucket] = version, message.payload
+            if all(of_bucket == version for of_bucket, _ in self._descending):
+                self.version, self._x = version, [x for _, x in self._descending]
+        if version == self.version:
+            assert isinstance(heard, list)
+            for rank, count in enumerate(heard[: len(self.heard)]):
+                self.heard[rank] = max(self.heard[rank], count)
+        actions = self._tell_below()
         return [*actions, Ready()] if self._ready() and not was_ready else actions
 
+    # ------------------------------------------------------------------------------------ models down
+
+    def _below(self, child: int) -> tuple[int, ...]:
+        """The ranks of a child's subtree of the pull tree."""
+        children = self.config.topology.pull_tree.children
+        ranks = [child]
+        for rank in ranks:
+            ranks += children[rank]
+        return tuple(ranks)
+
+    def _first_model(self) -> list[Action]:
+        return self._tell_below() + ([Ready()] if self._ready() else [])
+
+    def _tell_below(self) -> list[Action]:
+        """Edges that have something new to say begin with it, but for those in the middle of a version."""
+        return [Send(edge, 0) for edge, down in self._down.items() if not down.left and self._news(down)]
+
+    def _news(self, down: _Downward) -> set[int]:
+        """The buckets that an edge is to say: all, if the model is newer; one, if gradients were dealt with since."""
+        if self.version > down.version:
+            return set(range(self.buckets))
+        return {0} if self.version >= 0 and [self.heard[rank] for rank in down.ranks] != down.heard else set()
+
     def _link(self, edge: Edge, bucket: int, now: float) -> list[Action]:
-        was_ready = self._ready()
         actions = super()._link(edge, bucket, now)
-        return [*actions, Ready()] if self._ready() and not was_ready else actions
+        if edge.graph == "A":
+            return actions
+        down = self._down[edge]
+        following = sorted(down.left or self._news(down))[: None if down.left else 1]
+        return actions + [Send(edge, b) for b in following]
 
     def _payload(self, edge: Edge, bucket: int, now: float) -> tuple[Tensor, dict[str, Number]] | None:
         if edge.graph == "A":
             return super()._payload(edge, bucket, now)
-        x = self._x[bucket]
-        return None if x is None else (x, {"version": self._versions[bucket]})
+        down = self._down[edge]
+        if not down.left or not self._closing.running:  # the end is told at once, whatever of a model is left
+            down.left = self._news(down) if self._closing.running else set()
+            down.version, down.heard = self.version, [self.heard[rank] for rank in down.ranks]
+            down.model = self._x[:]
+        down.left.discard(bucket)
+        x = down.model[bucket]
+        if x is None:
+            return None
+        heard = [0] * len(self.heard)
+        for rank, count in zip(down.ranks, down.heard, strict=True):
+            heard[rank] = count
+        return x, {"version": down.version, "heard": heard}
+
+
+class _Downward:
+    """What an edge of W is saying: a model of one version, bucket by bucket.
+
+    Args:
+        ranks: of the nodes that it reaches.
+    """
+
+    def __init__(self, ranks: tuple[int, ...]) -> None:
+        self.ranks = ranks
+        self.version = -1
+        self.heard = [0] * len(ranks)
+        self.model: list[Tensor | None] = []
+        self.left: set[int] = set()
+        """Buckets of it that are still to be said."""
 
 
 def add(sums: Gradient | None, gradient: Gradient, times: float) -> Gradient:

@@ -76,8 +76,8 @@ def at_once(net: Network, steps: int, seed: int, slow: int) -> np.ndarray:
         if rank != slow or draw.random() < 0.25:
             done[rank] += bool(net.nodes[rank].computing)
             net.finish(rank)
-            net.compute(rank)
             flush(net)
+            net.compute(rank)
     return done
 
 
@@ -196,7 +196,7 @@ def test_ringleader_uses_no_gradient_older_than_two_rounds(seed: int) -> None:
 
     def told(rank, version, samples, gradient):  # type: ignore[no-untyped-def]
         delays.append(root.version - version)
-        return arrived(rank, version, samples, gradient)
+        arrived(rank, version, samples, gradient)
 
     root._arrived = told
     at_once(net, 600, seed, slow=2)
@@ -224,17 +224,84 @@ def test_a_straggler_counts_for_less_where_gradients_do_and_for_as_much_where_no
 
 
 @pytest.mark.parametrize("name", FAMILY)
-def test_a_node_whose_line_is_busy_begins_no_third_gradient_and_goes_on_when_it_is_free(name: str) -> None:
-    net = started(name, "line", nodes=2)
-    for _ in range(4):
-        net.compute(1)
-        net.finish(1)
-    assert net.nodes[1].algorithm.status().gradients == 2
-    net.nodes[1].said.clear()
-    flush(net)
-    assert any(type(action).__name__ == "Ready" for action in net.nodes[1].said)
-    give(net, 1)
-    assert net.nodes[1].algorithm.status().gradients == 3
+def test_a_node_begins_no_gradient_before_its_last_was_dealt_with(name: str) -> None:
+    """Whether the root took a step along it or not; and its waiting is counted."""
+    net = started(name, "line", nodes=3)
+    node, relay = net.nodes[2], net.nodes[1]
+    for _ in range(3):
+        net.compute(2)
+        net.finish(2)
+        net.now += 1.0
+        net.compute(2)
+        assert not node.computing
+        node.said.clear()
+        flush(net)
+        assert any(type(action).__name__ == "Ready" for action in node.said)
+        net.compute(2)
+        assert node.computing
+        net.finish(2)
+        flush(net)
+    assert node.algorithm.status().gradients == 6
+    assert node.algorithm.status().waited_s == pytest.approx(3.0)
+    assert relay.algorithm.status().waited_s == 0.0
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("shape", ["binary-tree", "line"])
+def test_async_sgds_mean_delay_is_that_of_its_paper(shape: str, seed: int) -> None:
+    """With n nodes at most n - 1 updates come between a model and the gradient of it, on the mean; messages may take
+    as long as they like."""
+    net, delays = started("async-sgd", shape), []
+    root = net.nodes[0].algorithm
+    arrived = root._arrived
+
+    def told(rank, version, samples, gradient):  # type: ignore[no-untyped-def]
+        delays.append(root.version - version)
+        arrived(rank, version, samples, gradient)
+
+    root._arrived = told
+    wander(net, 1500, seed, slow=3)
+    assert len(delays) > 200
+    assert 1 < np.mean(delays) <= 5 - 1
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_gradient_stays_whole_on_its_way_through_relays(seed: int) -> None:
+    """Four buckets; those of a relay's own gradient and of what it passes on leave in whatever order there is."""
+    net, came = started("async-sgd", "line"), []
+    root, plain = net.nodes[0].algorithm, net.problem.gradient
+    given: dict[tuple[int, bytes], int] = {}
+
+    def told(rank, x):  # type: ignore[no-untyped-def]
+        g = plain(rank, x)
+        given[rank, (net.problem.weights[rank] * g).numpy().tobytes()] = 1
+        return g
+
+    def arriving(rank, version, samples, gradient):  # type: ignore[no-untyped-def]
+        came.append((rank, np.concatenate([g.numpy() for g in gradient]).tobytes()))
+        arrived(rank, version, samples, gradient)
+
+    arrived = root._arrived
+    net.problem.gradient, root._arrived = told, arriving  # type: ignore[method-assign]
+    wander(net, 400, seed)
+    assert len(came) > 60
+    assert {rank for rank, _ in came} == set(range(5))
+    assert all(of in given for of in came)
+
+
+def test_a_busy_edge_says_the_whole_of_one_version_before_the_next() -> None:
+    """Otherwise a child that hears one bucket for each update would never have a whole model."""
+    net = started("async-sgd", "line", nodes=2)
+    child, edge = net.nodes[1].algorithm, next(e for e in net.nodes[0].algorithm.out_edges if e.graph == "W")
+    whole = []
+    for _ in range(12):  # an update, and room for one message
+        net.compute(0)
+        net.finish(0)
+        bucket = next(b for e, b in net.dirty if e == edge)
+        net.speak(edge, bucket)
+        net.deliver(0)
+        whole.append(child.version)
+    assert whole == [0] * 3 + [1] * 4 + [5] * 4 + [9]
 
 
 @pytest.mark.parametrize(
