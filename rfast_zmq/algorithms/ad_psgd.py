@@ -68,6 +68,8 @@ class AdPsgd(Ordered):
         """What was asked of a passive node before it had a model."""
         self._due = self._drawn = 0
         """Averagings to begin; those that were begun."""
+        self._told = (0.0, 0.0)
+        """Rounds that the census last had, and when it first had so many."""
 
     def _at(self) -> tuple[Tensor, ...] | None:
         model = tuple(x for x in self._x if x is not None)
@@ -79,6 +81,9 @@ class AdPsgd(Ordered):
         self._due += int(self.config.options["averagings"])
         return self._ask()
 
+    def _plain(self, bucket: int, x: Tensor) -> Tensor:
+        return self._steps.plain(bucket, x)
+
     def _computed(self, gradient: tuple[Tensor, ...], event: GradientReady) -> list[Action]:
         for b, (x, g) in enumerate(zip(self._x, gradient, strict=True)):
             assert x is not None
@@ -86,7 +91,7 @@ class AdPsgd(Ordered):
                 self._x[b] = x + (g - self._contributed.get(b, x))
                 self._contributed[b] = g
             else:
-                self._x[b] = x + self._steps.change(b, x, g if self.config.weight == 1.0 else g * self.config.weight)
+                self._x[b] = x + self._steps.change(b, x, g, self.config.weight)
         self._steps.done(event.samples)
         return []
 
@@ -110,6 +115,17 @@ class AdPsgd(Ordered):
         for src, bucket, payload in held:
             actions += self._came(src, bucket, payload, {})
         return actions
+
+    def _progress(self, now: float) -> None:
+        """The census comes with averagings alone: between two of them progress goes on at the pace of before, for a
+        round at most."""
+        before = self.root_rounds
+        super()._progress(now)
+        if self.root_rounds > self._told[0]:
+            self._told = self.root_rounds, now
+        if self._closing.running and self.is_root and self.round_s > 0:
+            rounds, since_s = self._told
+            self.root_rounds = max(before, rounds + min((now - since_s) / self.round_s, 1.0))
 
     def _ask(self) -> list[Action]:
         """Begin an averaging, if one is due and none is under way."""

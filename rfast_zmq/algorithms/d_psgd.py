@@ -60,6 +60,9 @@ class DPsgd(Ordered):
         posts = [self._post(j, b, x) for j in self.sends_to for b, x in enumerate(self._x) if x is not None]
         return [action for post in posts for action in post]
 
+    def _plain(self, bucket: int, x: Tensor) -> Tensor:
+        return self._steps.plain(bucket, x)
+
     def _computed(self, gradient: tuple[Tensor, ...], event: GradientReady) -> list[Action]:
         self._gradient_now, self._samples = gradient, event.samples
         return self._mix()
@@ -82,7 +85,7 @@ class DPsgd(Ordered):
                 mixed.add_(g - (x if before is None else before))
                 self._contributed[b] = g
             else:
-                mixed.add_(self._steps.change(b, x, g if self.config.weight == 1.0 else g * self.config.weight))
+                mixed.add_(self._steps.change(b, x, g, self.config.weight))
             self._x[b] = mixed
         self._steps.done(self._samples)
         self._gradient_now, self._sent = None, False

@@ -40,6 +40,9 @@ class RingAllReduce(Ring):
         model = tuple(x for x in self._x if x is not None)
         return model if not self._reducing and len(model) == self.buckets else None
 
+    def _plain(self, bucket: int, x: Tensor) -> Tensor:
+        return self._steps.plain(bucket, x)
+
     def _computed(self, gradient: tuple[Tensor, ...], event: GradientReady) -> list[Action]:
         self._samples = event.samples
         return self._reduce(gradient)
@@ -50,3 +53,16 @@ class RingAllReduce(Ring):
             averages = self.config.layout.buckets[b].kind == "averages"
             self._x[b] = mean if averages else x + self._steps.change(b, x, mean)
         self._steps.done(self._samples)
+        self._progress(self._last_s)
+
+    def _progress(self, now: float) -> None:
+        """Samples are progress when they are in the model; what is heard may be of the next round already."""
+        if self._reducing or not self.is_root or not self._closing.running:
+            return
+        self.root_rounds = self._steps.rounds
+        if self._t0 is not None and self.root_rounds > 0:
+            self.round_s = (now - self._t0) / self.root_rounds
+
+    def _done(self, now: float) -> list[Action]:
+        """A gradient whose mean is being made is in no model: a run ends after a step."""
+        return [] if self._reducing else super()._done(now)

@@ -4,7 +4,7 @@ ignored::
     x^{k+1} = x^k − γ b/B ∇f_i(x^{k−δ}; ζ)     if δ < R, else nothing, and k stays
 
 ``delay_threshold`` is R, in updates of the root; the paper's best, about σ²/ε, is not known beforehand. The default,
-0, stands for 4 n: with even speeds nothing is ignored, nor what a node sends that is three times slower than the
+0, stands for 8 n: with even speeds nothing is ignored, nor what a node sends that is seven times slower than the
 others. Where data are uneven, ignoring a node ignores its data: the paper is of nodes that draw from one distribution.
 
 Source: Maranjyan, Tyurin, Richtárik, "Ringmaster ASGD" (arXiv 2501.16168), the form that ignores; it also has one that
@@ -20,7 +20,7 @@ from typing import ClassVar
 from rfast_zmq.core.served import Gradient, Served
 from rfast_zmq.errors import UsageError
 
-SHARES = 4
+SHARES = 8
 """The default threshold, over the number of nodes."""
 
 

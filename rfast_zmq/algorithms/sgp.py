@@ -78,6 +78,9 @@ class Sgp(Ordered):
         here = all(taken >= self._handed_by(j, self._handed - self.behind) for (j, _), taken in self._taken.items())
         return model if len(model) == self.buckets and here else None
 
+    def _plain(self, bucket: int, x: Tensor) -> Tensor:
+        return self._steps.plain(bucket, x)
+
     def _computed(self, gradient: tuple[Tensor, ...], event: GradientReady) -> list[Action]:
         actions: list[Action] = []
         takers = self._turns[self._handed % len(self._turns)]
@@ -89,7 +92,7 @@ class Sgp(Ordered):
             if self.config.layout.buckets[b].kind == "averages":
                 half = g * self._y[b]
             else:
-                half = x + self._steps.change(b, z, g if self.config.weight == 1.0 else g * self.config.weight)
+                half = x + self._steps.change(b, z, g, self.config.weight)
             part, y = half * share, self._y[b] * share
             for j in takers:
                 actions += self._post(j, b, part, y=y)

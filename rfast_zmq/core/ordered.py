@@ -90,6 +90,10 @@ class Ordered(Skeleton):
         """A gradient at :meth:`_at` is being computed from now on."""
         return []
 
+    def _plain(self, bucket: int, x: Tensor) -> Tensor:
+        """What is judged where this node's model is ``x``: the iterate that its optimiser looks ahead from."""
+        return x
+
     def _post(self, to: int, bucket: int, payload: Tensor, **numbers: Number) -> list[Action]:
         """Queue data for a node."""
         edge = Edge("A", self.rank, to)
@@ -200,7 +204,7 @@ class Ordered(Skeleton):
         """The sum of the models of this node's subtree, as far as they are known, and how many those are."""
         own = self._x[bucket]
         assert own is not None
-        sum_, nodes = own.clone(), 1
+        sum_, nodes = self._plain(bucket, own).clone(), 1
         for payload, count in self._last_words[bucket].values():
             sum_.add_(payload)
             nodes += count
@@ -223,8 +227,9 @@ class Ordered(Skeleton):
                 return None
             if self.judged_by_mean and self.is_root and not self._closing.running:
                 x, nodes = self._sum_below(b)
-                x = x / nodes
-            found.append(x)
+                found.append(x / nodes)
+            else:
+                found.append(self._plain(b, x))
         return tuple(found)
 
     def last_record(self) -> Mapping[str, Tensor | float]:
@@ -271,7 +276,16 @@ class OwnSteps:
         self._before[bucket] = after
         return after
 
-    def change(self, bucket: int, x: Tensor, d: Tensor) -> Tensor:
-        """What a step along ``d`` adds to the model ``x`` of a bucket of parameters (a new tensor). Where models are
-        mixed between two steps, momentum is not."""
-        return self.after(bucket, x, d) - x
+    def change(self, bucket: int, x: Tensor, d: Tensor, weight: float = 1.0) -> Tensor:
+        """What a step along ``d`` adds to the model ``x`` of a bucket of parameters (a new tensor), times the weight of
+        the node whose gradient ``d`` is. (It is not ``d`` that is weighed, of which Adam would make the same step.)
+        Where models are mixed between two steps, momentum is not."""
+        change = self.after(bucket, x, d) - x
+        return change if weight == 1.0 else change.mul_(weight)
+
+    def plain(self, bucket: int, x: Tensor) -> Tensor:
+        """The plain iterate, which the optimiser looks ahead from, where the model is ``x`` now."""
+        descent, before = self._descents[bucket], self._before[bucket]
+        if descent is None or before is None or not descent.lead:
+            return x
+        return descent.plain(x).add_(x).sub_(before)

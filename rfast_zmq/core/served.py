@@ -95,6 +95,10 @@ class Served(Ordered):
 
     # ------------------------------------------------------------------------------------ of a node
 
+    def _plain(self, bucket: int, x: Tensor) -> Tensor:
+        descent = self._descents[bucket]
+        return x if descent is None or not self.is_root else descent.plain(x)
+
     @classmethod
     def numbers(cls, graph: Graph) -> Mapping[str, type]:
         of_all = super().numbers(graph)

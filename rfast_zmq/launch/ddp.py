@@ -52,7 +52,7 @@ from torch.nn.parallel import DistributedDataParallel
 from rfast_zmq.assembly import Plan
 from rfast_zmq.core.interface import Status
 from rfast_zmq.errors import RfastError, TaskError, UsageError
-from rfast_zmq.launch.ddp_optimizer import make_optimizer
+from rfast_zmq.launch.ddp_optimizer import make_optimizer, plain
 from rfast_zmq.launch.slowed import SlowedBackward
 from rfast_zmq.node.runtime import REPORT_S, peak_memory_bytes
 from rfast_zmq.node.scoring import Scorer
@@ -82,6 +82,7 @@ class DdpNode:
         self._interface = interface or ("lo" if sys.platform == "linux" else "lo0")
         self.plan, self.rank, self._folder, self._watcher = plan, rank, folder, watcher
         self.worker = plan.worker(rank)
+        self._optimizer = make_optimizer(plan.settings, self.worker)
         self.is_root = rank == plan.topology.root
         self.wall_s = 0.0
         self.trouble = -1
@@ -207,7 +208,6 @@ class DdpNode:
             bucket_cap_mb=options["bucket_mb"],
             find_unused_parameters=bool(options["find_unused_parameters"]),
         )
-        self._optimizer = make_optimizer(self.plan.settings, self.worker)
         self._backward = SlowedBackward(p for group in self.worker.parameters() for p in group)
         self._step_bytes = 2 * (self._n - 1) * 4 * (layout.parameters + WORD + 2 * self._n) // self._n
 
@@ -292,7 +292,7 @@ class DdpNode:
         """In the training thread, between two steps."""
         if self.is_root and not self._handing_over and self._scorer.due(self._rounds):
             self._handing_over = True
-            self._loop.call_soon_threadsafe(partial(self._take, self.worker.initial(), self._point()))
+            self._loop.call_soon_threadsafe(partial(self._take, self._model_now(), self._point()))
 
     def _take(self, model: tuple[Tensor, ...], point: Point) -> None:
         self._scorer.take(model, point)
@@ -392,7 +392,8 @@ class DdpNode:
         return None if (good := self._scorer.good_model) is None else self.worker.state_dict(good)
 
     def _model_now(self) -> tuple[Tensor, ...]:
-        with self._stepping:
+        """The plain iterate, which the optimiser looks ahead from."""
+        with self._stepping, plain(self._optimizer):
             return self.worker.initial()
 
 

@@ -8,7 +8,8 @@ before. On the tasks of the benchmarks it needs up to a quarter more samples, wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -46,6 +47,27 @@ def make_optimizer(settings: Settings, worker: Worker) -> torch.optim.Optimizer:
 
     optimizer.register_step_pre_hook(decay)
     return optimizer
+
+
+@contextmanager
+def plain(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Meanwhile the parameters are the plain iterates θ, which are judged; the optimiser looks ahead from them."""
+    kept: list[tuple[Tensor, Tensor]] = []
+    with torch.no_grad():
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                state = optimizer.state.get(p, {})
+                ahead, along = state.get("ahead", 0.0), state.get("u")
+                if group.get("nesterov"):
+                    ahead, along = group["lr"] * group["momentum"], state.get("momentum_buffer")
+                if ahead and along is not None:
+                    kept.append((p, p.clone()))
+                    p.add_(along, alpha=ahead)
+        try:
+            yield
+        finally:
+            for p, x in kept:
+                p.copy_(x)
 
 
 class NAdam(torch.optim.Optimizer):

@@ -199,6 +199,7 @@ class Simulator:
         actions = node.algorithm.handle(event)
         if node is self.root and not node.stopping:
             self._mind_trouble()
+        if node is self.root or node.algorithm.judged_by_mean:
             self._evaluate()
         for action in actions:
             self._do(node, action)
@@ -340,14 +341,25 @@ class Simulator:
             self._at(self.now, lambda: self._tell(self.root, StopWanted(self.now)))
 
     def _evaluate(self) -> None:
-        if self.root.algorithm.rounds < self._next_evaluation or self.root.stopping:
+        if self.root.stopping or (rounds := self._rounds()) < self._next_evaluation:
             return
-        status = self.root.algorithm.status()
-        self._next_evaluation = status.rounds + self.plan.settings.evaluate_every
+        self._next_evaluation = rounds + self.plan.settings.evaluate_every
         point = self._score()
         target = self.plan.settings.target
         if target is not None and point is not None and (point.accuracy or 0.0) >= target:
             self._at(self.now, lambda: self._tell(self.root, StopWanted(self.now)))
+
+    def _counted(self) -> int | None:
+        """Where the mean of all nodes' models is judged, the samples of all of them as of now. None: what is judged is
+        the root's model, and the root knows of how many samples that is."""
+        if not self.root.algorithm.judged_by_mean or self.root.stopping:
+            return None
+        return sum(node.samples for node in self.nodes)
+
+    def _rounds(self) -> float:
+        """Progress of the model that is judged."""
+        counted, algorithm = self._counted(), self.root.algorithm
+        return algorithm.rounds if counted is None else counted / algorithm.config.global_batch
 
     def _judged(self) -> tuple[Tensor, ...] | None:
         """The root's model, or the mean of all nodes' where that is what the algorithm is judged by. (Once the run
@@ -362,13 +374,13 @@ class Simulator:
         model = self._judged()
         if model is None:
             return None
-        status = self.root.algorithm.status()
+        status, counted = self.root.algorithm.status(), self._counted()
         scores = self.root.worker.evaluate(model)
         self.root.worker.hook("on_evaluate", {"accuracy": nan, "loss": nan, **scores})
         point = Point(
             time_s=self.now,
-            samples=status.samples,
-            rounds=status.rounds,
+            samples=status.samples if counted is None else counted,
+            rounds=self._rounds(),
             accuracy=scores.pop("accuracy", None),
             loss=scores.pop("loss", None),
             train_loss=status.loss,

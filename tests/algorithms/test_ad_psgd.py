@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -184,3 +185,47 @@ def test_a_number_of_averagings_that_is_none_is_refused(averagings: str) -> None
             Line,
             Settings(algorithm="ad-psgd", optimizer="sgd", algorithm_option=(f"averagings={averagings}",)),
         )
+
+
+@pytest.mark.parametrize("straggler", [(), ("2:5",)])
+def test_in_virtual_time_it_is_scored_once_a_round_by_what_the_nodes_have_done(straggler: tuple[str, ...]) -> None:
+    """The census reaches the root with averagings alone, rarely; the mean of all models is there at any time."""
+    plan = Plan.make(
+        Line,
+        Settings(
+            nodes=5,
+            algorithm="ad-psgd",
+            topology="binary-tree",
+            optimizer="sgd",
+            lr=0.05,
+            compute="constant:0.1",
+            straggler=straggler,
+            samples=4000,
+            global_batch=40,
+            evaluate_every=1.0,
+        ),
+    )
+    points = Simulator(plan, latency_s=0.001).run().points[:-1]
+    per_s = sum(plan.speeds.mean_rate(rank, plan.settings.share) for rank in range(5))
+    spacing = plan.settings.share * 5 / per_s
+    assert len(points) > 15
+    for before, point in pairwise(points):
+        assert point.time_s <= before.time_s + spacing + 0.1  # the fast ones are done at the same moments
+        assert point.samples == pytest.approx(point.time_s * per_s, abs=5 * plan.settings.share)
+        assert point.rounds == point.samples / (plan.settings.global_batch or 0)
+
+
+def test_the_roots_progress_goes_on_between_two_reports_for_a_round_at_most_and_never_back() -> None:
+    net, _ = started("binary-tree")
+    root, rounds = net.nodes[0].algorithm, []
+    wander(net, 400, 3)
+    flush(net)
+    heard = root.census().samples / root.config.global_batch
+    for _ in range(60):  # the others are silent
+        net.now += 0.02
+        net.compute(0)
+        net.finish(0)
+        rounds.append(root.rounds)
+        own = root.census().samples / root.config.global_batch - heard
+        assert heard + own <= rounds[-1] <= heard + own + 1.0 + 1e-9
+    assert rounds == sorted(rounds)

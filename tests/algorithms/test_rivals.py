@@ -76,6 +76,64 @@ def test_ring_allreduce_is_gradient_descent_along_the_weighted_mean(weights: Any
     np.testing.assert_allclose(models(net), np.tile(x, (5, 1)), rtol=1e-12)
 
 
+def test_ring_allreduce_counts_a_round_as_its_step_is_taken() -> None:
+    """What is judged at k rounds is the model after k steps."""
+    net, models_at = started("ring-allreduce"), {}
+    root, handle = net.nodes[0].algorithm, net.nodes[0].algorithm.handle
+
+    def told(event: Any) -> Any:
+        actions = handle(event)
+        models_at.setdefault(root.rounds, net.model())
+        return actions
+
+    root.handle = told
+    lockstep(net, ROUNDS)
+    x = np.linspace(-1, 1, 7)
+    assert sorted(models_at) == [k / 2 for k in range(ROUNDS + 1)]  # B is twice the nodes
+    for k in range(ROUNDS + 1):
+        np.testing.assert_allclose(models_at[k / 2], x, atol=1e-12)
+        x = x - LR * descent(net.problem, np.tile(x, (5, 1))).mean(0)
+
+
+@pytest.mark.parametrize("name", ["d-psgd", "sgp", "osgp", "ad-psgd"])
+def test_a_node_that_weighs_more_takes_longer_steps_whatever_the_optimiser(name: str) -> None:
+    """Adam makes the same step of a gradient and of its multiple: it is the step that is weighed."""
+    weights = [0.4, 1.6, 1.0, 1.0, 1.0]
+    net = started(name, weights=weights, optimizer="adam", lr=0.01)
+    before = [node.algorithm._x for node in net.nodes]
+    steps: dict[int, np.ndarray] = {}
+    for rank, node in enumerate(net.nodes):
+        change = node.algorithm._steps.change
+
+        def told(b: int, x: Any, d: Any, weight: float = 1.0, rank: int = rank, change: Any = change) -> Any:
+            found = change(b, x, d, weight)
+            steps.setdefault(rank, np.abs(found.numpy()))
+            return found
+
+        node.algorithm._steps.change = told
+    lockstep(net, 1)
+    assert all(x is not None for x in before[0])
+    for rank, weight in enumerate(weights):
+        np.testing.assert_allclose(steps[rank], 0.01 * weight, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["ring-allreduce", "d-psgd", "sgp", "s-ab", "ad-psgd", "async-sgd"])
+@pytest.mark.parametrize("rule", ["nesterov", "nadam"])
+def test_what_is_judged_is_the_iterate_that_the_optimiser_looks_ahead_from(name: str, rule: str) -> None:
+    """As of one machine, and of rfast-tree: after a step of one node alone, θ = x + lr β u."""
+    shape = topology_of(shape_for(name, "ring"), 1)
+    net = Network(name, shape, Quadratic(1, 7), lr=0.01, optimizer=rule, global_batch=1)
+    d = descent(net.problem, np.linspace(-1, 1, 7)[None])[0]
+    net.compute(0)
+    ahead = net.nodes[0].computing[0].model[0].numpy()
+    net.finish(0)
+    net.compute(0)
+    at, judged = net.nodes[0].computing[0].model[0].numpy(), net.model()
+    u = np.sign(d) if rule == "nadam" else d
+    np.testing.assert_allclose(judged, ahead - 0.01 * u, rtol=1e-5)
+    assert np.abs(at - judged).max() > 1e-4
+
+
 @pytest.mark.parametrize("nodes", [2, 3, 5])
 def test_a_ring_moves_each_model_nearly_twice_whatever_the_number_of_nodes(nodes: int) -> None:
     """2 (n − 1)/n models out of each node in a round."""

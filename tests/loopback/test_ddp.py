@@ -17,7 +17,7 @@ from rfast_zmq.cli import main
 from rfast_zmq.core.descent import Descent
 from rfast_zmq.errors import TaskError, UsageError
 from rfast_zmq.launch import run, slowed
-from rfast_zmq.launch.ddp_optimizer import make_optimizer
+from rfast_zmq.launch.ddp_optimizer import make_optimizer, plain
 from rfast_zmq.launch.slowed import SlowedBackward
 from rfast_zmq.settings import Settings
 from rfast_zmq.simulate import Simulator
@@ -198,6 +198,9 @@ def test_its_optimiser_takes_the_steps_of_every_other_algorithms(rule: str) -> N
             lr /= 2
         optimizer.step()
         x = ours.step(x, gradient, 1.0, 0.0, [(4 * lr, 0.1), (2 * lr, 0.0)])
+        assert worker.initial()[0] == pytest.approx(x, abs=1e-6)
+        with plain(optimizer):
+            assert worker.initial()[0] == pytest.approx(ours.plain(x), abs=1e-6)
         assert worker.initial()[0] == pytest.approx(x, abs=1e-6)
 
 
