@@ -100,15 +100,18 @@ def _one(label: str, topology: str, optimizer: str, lr: float, **more: object) -
     return Contestant(label=label, algorithm=algorithm, topology=topology, optimizer=optimizer, lr=lr, **more)  # type: ignore[arg-type]
 
 
-def _gossip(label: str, topology: str, nadam: float) -> Contestant:
+def _gossip(label: str, topology: str, nadam: float, **more: object) -> Contestant:
     """Methods whose nodes each have momentum of their own: their authors took plain SGD and momentum."""
-    return _one(label, topology, "sgd", 0.4, others=(("momentum", 0.05), ("nadam", nadam)))
+    return _one(label, topology, "sgd", 0.4, others=(("momentum", 0.05), ("nadam", nadam)), **more)
 
 
 def _by_topology(algorithm: str, lr: Iterable[float], report: float) -> tuple[Contestant, ...]:
     pairs = zip(TOPOLOGIES, lr, strict=True)
     return tuple(_one(f"{algorithm}, {t}", t, "sgd", start, report=report) for t, start in pairs)
 
+
+ONE_PEER = ("one_peer=1",)
+"""As the authors of SGP ran it: to one neighbour a round, another each time."""
 
 LABEL, IID = Cell(split="label"), Cell(split="iid")
 EVEN, UNEVEN = Cell(speeds="even"), Cell(speeds="lognormal")
@@ -154,6 +157,7 @@ RIVALS_A = (
     _one("ad-psgd, exponential", "exponential", "sgd", 0.8),
     _one("ad-psgd, exponential, eighths", "exponential", "sgd", 0.2, report=0.125),
     _one("osgp, exponential", "exponential", "sgd", 0.8),
+    _one("osgp, one peer", "exponential", "sgd", 0.4, options=ONE_PEER),
 )
 PAPER_A = Block(
     part="a",
@@ -177,6 +181,7 @@ PAPER_A = Block(
                 ("ad-psgd, ring", 1.0),
                 ("ad-psgd, exponential", 1.0),
                 ("osgp, exponential", 1.0),
+                ("osgp, one peer", 1.0),
             )
         ),
         *(
@@ -211,7 +216,7 @@ CONTESTANTS_B = (
     _one("ring-allreduce", "ring", "nadam", 0.012),
     _gossip("d-psgd", "exponential", 0.008),
     _gossip("ad-psgd", "exponential", 0.008),
-    _gossip("osgp", "exponential", 0.008),
+    _gossip("osgp", "exponential", 0.008, options=ONE_PEER),
     _alone("nadam", 0.008),
 )
 TO_THE_END = tuple(Cell(split=split, speeds="even", to_the_end=True) for split in ("label", "iid"))
@@ -287,12 +292,14 @@ RIVALS = Block(
         _gossip("ad-psgd", "exponential", 0.016),
         _gossip("sgp", "exponential", 0.008),
         _gossip("osgp", "exponential", 0.008),
-        _gossip("local-sgd", "ring", 0.008),
-        _one("diloco", "ring", "nadam", 0.004),
+        _gossip("osgp, one peer", "exponential", 0.008, options=ONE_PEER),
+        *(_gossip(f"local-sgd, H {h}", "ring", 0.008, options=(f"local_steps={h}",)) for h in (4, 8, 32)),
+        *(_one(f"diloco, H {h}", "ring", "nadam", 0.004, options=(f"local_steps={h}",)) for h in (8, 32)),
         *(
             _one(name, "binary-tree", "nadam", 0.012)
             for name in ("async-sgd", "ringmaster", "ringleader", "rennala", "amelie")
         ),
+        _one("ringmaster, R n", "binary-tree", "nadam", 0.012, options=("delay_threshold=8",)),
         _alone("nadam", 0.016),
     ),
     cells=(LABEL, IID, EVEN, IID_EVEN),
@@ -340,7 +347,9 @@ SLOW_LINKS = Block(
                 _one("ring-allreduce", "ring", "nadam", 0.012),
                 _gossip("d-psgd", "ring", 0.008),
                 _gossip("ad-psgd", "ring", 0.008),
-                _gossip("osgp", "exponential", 0.008),
+                _gossip("osgp", "exponential", 0.008, options=ONE_PEER),
+                _gossip("local-sgd", "ring", 0.008),
+                _one("diloco", "ring", "nadam", 0.004, options=("local_steps=8",)),
             ),
             bucket_bytes=25_600,
         ),
