@@ -12,6 +12,7 @@ from rfast_zmq.algorithms.async_sgd import AsyncSgd
 from rfast_zmq.algorithms.d_psgd import DPsgd
 from rfast_zmq.algorithms.ddp import Ddp
 from rfast_zmq.algorithms.diloco import DiLoCo
+from rfast_zmq.algorithms.hivemind import Hivemind
 from rfast_zmq.algorithms.local_sgd import LocalSgd
 from rfast_zmq.algorithms.rennala import Rennala
 from rfast_zmq.algorithms.rfast import RFast
@@ -34,7 +35,7 @@ RIVALS: dict[str, type[Algorithm]] = {
 }
 """What they are compared with."""
 ALGORITHMS = {**OURS, **RIVALS}
-METHODS: dict[str, type[Method]] = {**ALGORITHMS, Ddp.name: Ddp}
+METHODS: dict[str, type[Method]] = {**ALGORITHMS, Ddp.name: Ddp, Hivemind.name: Hivemind}
 """And what somebody else's code carries out."""
 
 
@@ -107,6 +108,7 @@ __all__ = [
     "RIVALS",
     "Algorithm",
     "Ddp",
+    "Hivemind",
     "Method",
     "NodeConfig",
     "RFast",

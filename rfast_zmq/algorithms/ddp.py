@@ -45,22 +45,36 @@ class Ddp(Method):
 
     @classmethod
     def check_settings(cls, settings: Settings) -> None:
+        if settings.bucket_bytes != BUCKET_BYTES:
+            raise UsageError(
+                f"--bucket-bytes {settings.bucket_bytes}: --algorithm ddp has torch's buckets; take --algorithm-option"
+                " bucket_mb=25"
+            )
+        cls.check_place(settings, cls.name)
+        report, share = settings.report_batch, max(1, round(settings.share))
+        if report is not None and report != share:
+            raise UsageError(
+                f"--report-batch {report} (given, or the task's own): a step of --algorithm ddp is a node's whole share"
+                f" of B; take --report-batch {share}"
+            )
+
+    @staticmethod
+    def check_place(settings: Settings, name: str) -> None:
+        """What nobody minds who does not train over this package's messages.
+
+        Raises:
+            UsageError: it was given all the same.
+        """
         s = settings
         for flag, value in (("pace", s.pace), ("resend", s.resend)):
             if value is not None:
-                raise UsageError(f"--{flag} {value:g}: --algorithm ddp has no messages to pace; leave it out")
+                raise UsageError(f"--{flag} {value:g}: --algorithm {name} has no messages to pace; leave it out")
         if s.bucket_bytes != BUCKET_BYTES:
             raise UsageError(
-                f"--bucket-bytes {s.bucket_bytes}: --algorithm ddp has torch's buckets; take --algorithm-option"
-                " bucket_mb=25"
-            )
-        if s.report_batch is not None and s.report_batch != max(1, round(s.share)):
-            raise UsageError(
-                f"--report-batch {s.report_batch} (given, or the task's own): a step of --algorithm ddp is a node's"
-                f" whole share of B; take --report-batch {max(1, round(s.share))}"
+                f"--bucket-bytes {s.bucket_bytes}: --algorithm {name} has no buckets of ours; leave it out"
             )
         if s.device not in ("auto", "cpu"):
-            raise UsageError(f"--device {s.device}: --algorithm ddp runs over gloo, on the CPU; take --device cpu")
+            raise UsageError(f"--device {s.device}: --algorithm {name} runs over TCP, on the CPU; take --device cpu")
 
     @staticmethod
     def identity_error(records: Mapping[int, Mapping[str, Any]], root: int) -> float:

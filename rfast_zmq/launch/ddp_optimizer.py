@@ -49,6 +49,14 @@ def make_optimizer(settings: Settings, worker: Worker) -> torch.optim.Optimizer:
     return optimizer
 
 
+def set_rates(optimizer: torch.optim.Optimizer, settings: Settings, worker: Worker, rounds: float) -> None:
+    """The learning rate of each param group, at this progress in rounds."""
+    assert settings.lr is not None
+    lr = settings.lr * worker.lr_schedule(rounds)
+    for of, group in zip(optimizer.param_groups, worker.layout.groups, strict=True):
+        of["lr"] = lr * group.lr_scale
+
+
 @contextmanager
 def plain(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """Meanwhile the parameters are the plain iterates θ, which are judged; the optimiser looks ahead from them."""

@@ -23,9 +23,10 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rfast_zmq.algorithms import Ddp
+from rfast_zmq.algorithms import Ddp, Hivemind
 from rfast_zmq.assembly import Plan
 from rfast_zmq.errors import RfastError, TaskError, UsageError
+from rfast_zmq.launch.descendants import descendants, end
 from rfast_zmq.launch.namespaces import Namespaces
 from rfast_zmq.launch.outcome import Observer, Run, check_target
 from rfast_zmq.launch.process import ENDING_SIGNALS, MODEL, Orders, leave_terminal, node_process, terminals
@@ -154,7 +155,10 @@ class _Loopback:
             namespace = None if self._hosts is None else self._hosts.names[rank]
             orders = Orders(self.plan.source, self.plan.settings, rank, addresses, run_id, folder, namespace)
             process = context.Process(  # type: ignore[attr-defined]
-                target=node_process, args=(orders, theirs), name=f"rfast node {rank}", daemon=True
+                target=node_process,
+                args=(orders, theirs),
+                name=f"rfast node {rank}",
+                daemon=self.plan.method is not Hivemind,  # which has processes of its own
             )
             with without_main():
                 process.start()
@@ -392,6 +396,8 @@ def _saved(folder: Path) -> dict[str, Tensor] | None:
 
 def _kill(process: BaseProcess) -> None:
     if process.is_alive() and process.pid is not None:
+        if not process.daemon:  # it has processes of its own, which nobody else ends
+            end(descendants(process.pid))
         process.kill()
         try:
             os.kill(process.pid, signal.SIGCONT)

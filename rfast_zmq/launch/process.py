@@ -19,10 +19,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rfast_zmq.algorithms import Ddp
+from rfast_zmq.algorithms import Ddp, Hivemind
 from rfast_zmq.assembly import Plan
 from rfast_zmq.errors import TaskError, UsageError
 from rfast_zmq.launch.ddp import DdpNode
+from rfast_zmq.launch.hivemind import HivemindNode
 from rfast_zmq.launch.memory import keep_freed_memory, share_cores
 from rfast_zmq.launch.namespaces import INTERFACE, enter
 from rfast_zmq.node import Node
@@ -132,6 +133,8 @@ def member(orders: Orders, watcher: PipeWatcher) -> Member:
     if plan.method is Ddp:
         interface = None if orders.namespace is None else INTERFACE
         return DdpNode(plan, orders.rank, orders.folder, watcher, interface)
+    if plan.method is Hivemind:
+        return HivemindNode(plan, orders.rank, orders.folder, watcher)
     return Node(plan, orders.rank, orders.addresses, orders.run, incarnation=1, watcher=watcher)
 
 
@@ -142,7 +145,10 @@ def node_process(orders: Orders, pipe: Connection) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING_SIGNALS)
     torch.set_num_threads(1)
     keep_freed_memory()
-    if orders.settings.algorithm != Ddp.name:  # whose threads pass things on that somebody waits for
+    if orders.settings.algorithm not in (
+        Ddp.name,
+        Hivemind.name,
+    ):  # whose threads pass things on that somebody waits for
         share_cores()
     watcher = PipeWatcher(pipe)
     node: Member | None = None

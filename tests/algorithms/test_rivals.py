@@ -25,7 +25,7 @@ from .network import Network, Quadratic, given_options, shape_for, topology_of
 
 LR, ROUNDS = 0.2, 12
 NOBODY_WAITS = ("ad-psgd", *(name for name in RIVALS if issubclass(RIVALS[name], Served)))
-"""Those whose promise that is."""
+"""Who is fast waits for nobody slow (at most for the answer to its own gradient)."""
 SYNCHRONOUS = [name for name in RIVALS if name != "osgp"]
 
 
