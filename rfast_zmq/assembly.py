@@ -113,7 +113,7 @@ class Plan:
         if not issubclass(kind, Algorithm):
             raise UsageError(
                 f"--algorithm {s.algorithm}: is not this package's own, and runs under rfast run alone; take"
-                " --algorithm ring-allreduce --topology ring, which is the same mathematics"
+                f" --algorithm {kind.alike}"
             )
         assert s.optimizer is not None
         assert s.lr is not None

@@ -22,7 +22,7 @@ With a momentum rule each node keeps its own momentum. What counts is the mean o
 
 Source: Lian et al., "Asynchronous decentralized parallel stochastic gradient descent" (arXiv 1710.06952), Algorithm 1
 and section 3.1.
-Departures: node weights scale the gradients. An averaging under way as the run ends is finished on one side only.
+Departures: node weights scale the steps. An averaging under way as the run ends is finished on one side only.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class AdPsgd(Ordered):
         return self._ask()
 
     def _plain(self, bucket: int, x: Tensor) -> Tensor:
-        return self._steps.plain(bucket, x)
+        return self._steps.plain(bucket, x, self.config.weight)
 
     def _computed(self, gradient: tuple[Tensor, ...], event: GradientReady) -> list[Action]:
         for b, (x, g) in enumerate(zip(self._x, gradient, strict=True)):

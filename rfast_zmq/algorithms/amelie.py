@@ -5,7 +5,8 @@
 
 Each node's mean counts the same, however many gradients it is of: no bias where data are uneven. A step needs one of
 everybody, so it takes at least as long as the slowest node; meanwhile the others' means become better, and nobody
-stands idle. ``batch_gradients`` is S; the default, 0, stands for the number of nodes: one of each is enough.
+stands idle, but for the answer to its own gradient. ``batch_gradients`` is S; the default, 0, stands for the number of
+nodes: one of each is enough.
 
 Source: Tyurin and Richtárik, "On the optimal time complexities in decentralized stochastic asynchronous optimization"
 (arXiv 2405.16218), Amelie SGD; a spanning tree up and one down, as there.

@@ -3,8 +3,8 @@
     x^{k+1} = x^k − γ b/B ∇f_i(x^{k−δ}; ζ)
 
 with b the gradient's samples: B samples, whoever computed them, move the model by about what a synchronous step of B
-would. Nobody waits. A fast node counts for more, so on uneven data it ends at the optimum weighted by speeds, not by
-nodes; and a slow node's steps are of old models.
+would. Nobody waits, but for the answer to its own gradient. A fast node counts for more, so on uneven data it ends at
+the optimum weighted by speeds, not by nodes; and a slow node's steps are of old models.
 
 Every gradient goes up the push tree by itself (``rfast_zmq/core/served.py``). The root computes, too.
 

@@ -11,7 +11,7 @@ With a momentum rule each node keeps its own momentum. Of running averages (Batc
 changed by, x_i⁺ = Σ_j w_ij x_j + r_i⁺ − r_i, so that the mean over nodes is that of the nodes' own.
 
 Source: Lian et al., "Can decentralized algorithms outperform centralized algorithms?" (arXiv 1705.09056), Algorithm 1.
-Departure: node weights scale the gradients (their mean over nodes being 1 changes nothing).
+Departure: node weights scale the steps (their mean over nodes being 1 changes nothing).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class DPsgd(Ordered):
         return [action for post in posts for action in post]
 
     def _plain(self, bucket: int, x: Tensor) -> Tensor:
-        return self._steps.plain(bucket, x)
+        return self._steps.plain(bucket, x, self.config.weight)
 
     def _computed(self, gradient: tuple[Tensor, ...], event: GradientReady) -> list[Action]:
         self._gradient_now, self._samples = gradient, event.samples

@@ -33,6 +33,7 @@ class Ddp(Method):
     clips: ClassVar[bool] = True
     bears_loss: ClassVar[bool] = False
     cpu_only: ClassVar[bool] = True
+    alike: ClassVar[str] = "ring-allreduce --topology ring, which is the same mathematics"
     options: ClassVar[Mapping[str, float]] = {"bucket_mb": 25.0, "find_unused_parameters": 0.0}
 
     @classmethod

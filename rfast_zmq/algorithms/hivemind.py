@@ -42,6 +42,7 @@ class Hivemind(Method):
     optimizers: ClassVar[tuple[str, ...]] = Ddp.optimizers
     bears_loss: ClassVar[bool] = False
     cpu_only: ClassVar[bool] = True
+    alike: ClassVar[str] = "rennala, whose batches are of whoever is fast, too"
     options: ClassVar[Mapping[str, float]] = {
         "matchmaking_s": 1.0,
         "averaging_timeout_s": 10.0,

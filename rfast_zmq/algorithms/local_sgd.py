@@ -57,6 +57,8 @@ class LocalSgd(Ring):
         """This node's own model, since its first step from the averaged one, ``_x``; None: before that."""
         self._taken = 0
         """Local steps since the last averaging."""
+        self._averaged = 0
+        """Samples of all nodes that are in the averaged model."""
 
     @classmethod
     def check_options(cls, options: Mapping[str, float]) -> None:
@@ -95,13 +97,9 @@ class LocalSgd(Ring):
     def _reduced(self, means: tuple[Tensor, ...]) -> None:
         self._x = [self._following_x(b, mean) if self._is_parameters(b) else mean for b, mean in enumerate(means)]
         self._local, self._taken = [None] * self.buckets, 0
+        self._averaged = round(self._steps.rounds * self.config.global_batch)
         self._progress(self._last_s)
 
-    def _progress(self, now: float) -> None:
-        """Samples are progress when they are in the model."""
-        if not self._taken:
-            super()._progress(now)
-
-    def _done(self, now: float) -> list[Action]:
-        """What was computed since the last averaging is in no model: a run ends at one."""
-        return [] if self._taken else super()._done(now)
+    def _samples_done(self) -> int:
+        """Samples are progress when they are in the model: a run ends at an averaging."""
+        return self._averaged

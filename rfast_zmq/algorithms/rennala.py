@@ -3,10 +3,10 @@ mean::
 
     x^{k+1} = x^k − γ (1/S) Σ_{s=1}^S ∇f_{i_s}(x^k; ζ_s)          gradients of older models are ignored
 
-Every node computes at the newest model again and again, so a fast one gives many of the S. Nobody waits, and no
-gradient is old; what was under way as the model changed is lost. A fast node counts for more: on uneven data it ends
-at the optimum weighted by speeds. ``batch_gradients`` is S; the default, 0, stands for the number of nodes, so that a
-step is of about B samples.
+Every node computes at the newest model again and again, so a fast one gives many of the S. Nobody waits, but for the
+answer to its own, and no gradient is old; what was under way as the model changed is lost. A fast node counts for more:
+on uneven data it ends at the optimum weighted by speeds. ``batch_gradients`` is S; the default, 0, stands for the
+number of nodes, so that a step is of about B samples.
 
 Source: Tyurin and Richtárik, "Optimal time complexities of parallel stochastic optimization methods under a fixed
 computation model" (arXiv 2305.12387), Rennala SGD. Over a tree whose relays add up what comes it is their Fragile SGD

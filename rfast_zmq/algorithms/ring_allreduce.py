@@ -55,14 +55,6 @@ class RingAllReduce(Ring):
         self._steps.done(self._samples)
         self._progress(self._last_s)
 
-    def _progress(self, now: float) -> None:
-        """Samples are progress when they are in the model; what is heard may be of the next round already."""
-        if self._reducing or not self.is_root or not self._closing.running:
-            return
-        self.root_rounds = self._steps.rounds
-        if self._t0 is not None and self.root_rounds > 0:
-            self.round_s = (now - self._t0) / self.root_rounds
-
-    def _done(self, now: float) -> list[Action]:
-        """A gradient whose mean is being made is in no model: a run ends after a step."""
-        return [] if self._reducing else super()._done(now)
+    def _samples_done(self) -> int:
+        """Samples are progress when they are in the model; what the census has may be of the next round already."""
+        return round(self._steps.rounds * self.config.global_batch)

@@ -6,7 +6,8 @@
               its turn enters the next round's table. When everybody had its turn that becomes the table.
 
 So each node's mean counts the same in every step: no bias where data are uneven; and no gradient is lost, nor older
-than 2 n − 2 updates. A round ends when the slowest node has had its turn. Nobody stands idle.
+than 2 n − 2 updates. A round ends when the slowest node has had its turn. Nobody stands idle, but for
+the answer to its own gradient.
 
 Source: Maranjyan and Richtárik, "Ringleader ASGD" (arXiv 2509.22860).
 Departures: as of ``async-sgd``. Every node is told of every update, where the paper tells the one whose turn it was:

@@ -18,7 +18,7 @@ ahead: everybody sends one message a round and gets one. The columns of P_k stil
 anybody has receivers every edge has its turn. The census goes up the same edges, so that the root hears of samples, and
 the run ends, later by up to so many rounds for each edge of the push tree.
 
-Departures: ``one_peer`` is 0 unless asked for; node weights scale the gradients.
+Departures: ``one_peer`` is 0 unless asked for; node weights scale the steps.
 
 Source: Assran et al., "Stochastic gradient push for distributed deep learning" (arXiv 1811.10792), Algorithms 1 and 2.
 """
@@ -79,7 +79,7 @@ class Sgp(Ordered):
         return model if len(model) == self.buckets and here else None
 
     def _plain(self, bucket: int, x: Tensor) -> Tensor:
-        return self._steps.plain(bucket, x)
+        return self._steps.plain(bucket, x, self.config.weight)
 
     def _computed(self, gradient: tuple[Tensor, ...], event: GradientReady) -> list[Action]:
         actions: list[Action] = []

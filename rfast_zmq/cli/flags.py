@@ -77,7 +77,7 @@ class Flags:
     binary-tree."""
     algorithm: Annotated[str | None, _RUN] = None
     """rfast-tree; rfast: Algorithm 1 as published; or to compare with: ring-allreduce, d-psgd, ad-psgd, sgp, osgp,
-    s-ab, local-sgd, diloco, async-sgd, ringmaster, ringleader, rennala, amelie, ddp
+    s-ab, local-sgd, diloco, async-sgd, ringmaster, ringleader, rennala, amelie, ddp, hivemind
     (torch's own, in rfast run only). Default: rfast-tree."""
     algorithm_option: Annotated[tuple[str, ...] | None, _LEARNING] = None
     """NAME=VALUE: one of the algorithm's own numbers (docs/algorithm.md). May be given several times."""

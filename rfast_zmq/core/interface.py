@@ -145,6 +145,8 @@ class Method(ABC):
     """Its own numbers, that ``--algorithm-option NAME=VALUE`` changes, and what they are where nobody says."""
     cpu_only: ClassVar[bool] = False
     """Whether gradients are computed on the CPU even where there is a GPU."""
+    alike: ClassVar[str] = ""
+    """Where somebody else's code carries it out: what to take in virtual time, and on hosts of one's own."""
     judged_by_mean: ClassVar[bool] = False
     """Whether what counts is the mean of the nodes' models, not the root's."""
 

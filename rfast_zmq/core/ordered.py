@@ -146,7 +146,7 @@ class Ordered(Skeleton):
     def _progress(self, now: float) -> None:
         if not self.is_root or not self._closing.running:
             return
-        self.root_rounds = self.census().samples / self.config.global_batch
+        self.root_rounds = self._samples_done() / self.config.global_batch
         if self._t0 is not None and self.root_rounds > 0:
             self.round_s = (now - self._t0) / self.root_rounds
 
@@ -283,9 +283,10 @@ class OwnSteps:
         change = self.after(bucket, x, d) - x
         return change if weight == 1.0 else change.mul_(weight)
 
-    def plain(self, bucket: int, x: Tensor) -> Tensor:
-        """The plain iterate, which the optimiser looks ahead from, where the model is ``x`` now."""
+    def plain(self, bucket: int, x: Tensor, weight: float = 1.0) -> Tensor:
+        """The plain iterate, which the optimiser looks ahead from (``weight`` times as far), where the model is ``x``
+        now."""
         descent, before = self._descents[bucket], self._before[bucket]
         if descent is None or before is None or not descent.lead:
             return x
-        return descent.plain(x).add_(x).sub_(before)
+        return descent.plain(x).sub_(before).mul_(weight).add_(x)

@@ -61,12 +61,15 @@ class Served(Ordered):
         """Gradients of this node's own that were computed."""
         self.heard = [0] * config.topology.nodes
         """Per rank, the gradients that the root had dealt with as it made what this node has."""
+        self._dealt_with = 0
+        """At the root: samples of all gradients that have arrived."""
         self._coming = {
             j: [deque[tuple[Tensor, tuple[int, int, int]]]() for _ in range(self.buckets)] for j in self.hears_from
         }
         """Of each child, what has come of its gradients bucket by bucket."""
         self._descending: list[tuple[int, Tensor | None]] = [(self.version, x) for x in self._x]
         """Of each bucket the newest version that came, perhaps of a model that is not whole yet."""
+        self._here = self._below(config.rank)
         self._down = {edge: _Downward(self._below(edge.dst)) for edge in self.out_edges if edge.graph == "W"}
         self._rounds = 0.0
         """Samples stepped along, over B."""
@@ -94,6 +97,9 @@ class Served(Ordered):
         self.version += 1
 
     # ------------------------------------------------------------------------------------ of a node
+
+    def _samples_done(self) -> int:
+        return self._dealt_with
 
     def _plain(self, bucket: int, x: Tensor) -> Tensor:
         descent = self._descents[bucket]
@@ -125,6 +131,8 @@ class Served(Ordered):
         if self._up is None:
             self._arrived(rank, version, samples, gradient)
             self.heard[rank] += 1
+            self._dealt_with += samples
+            self._progress(self._last_s)
             return self._tell_below()
         actions: list[Action] = []
         for b, g in enumerate(gradient):
@@ -154,17 +162,17 @@ class Served(Ordered):
                 self.version, self._x = version, [x for _, x in self._descending]
         if version == self.version:
             assert isinstance(heard, list)
-            for rank, count in enumerate(heard[: len(self.heard)]):
+            for rank, count in zip(self._here, heard, strict=False):
                 self.heard[rank] = max(self.heard[rank], count)
         actions = self._tell_below()
         return [*actions, Ready()] if self._ready() and not was_ready else actions
 
     # ------------------------------------------------------------------------------------ models down
 
-    def _below(self, child: int) -> tuple[int, ...]:
-        """The ranks of a child's subtree of the pull tree."""
+    def _below(self, top: int) -> tuple[int, ...]:
+        """The ranks of a subtree of the pull tree, that of ``top`` first: whom ``heard`` is of, in this order."""
         children = self.config.topology.pull_tree.children
-        ranks = [child]
+        ranks = [top]
         for rank in ranks:
             ranks += children[rank]
         return tuple(ranks)
@@ -202,10 +210,7 @@ class Served(Ordered):
         x = down.model[bucket]
         if x is None:
             return None
-        heard = [0] * len(self.heard)
-        for rank, count in zip(down.ranks, down.heard, strict=True):
-            heard[rank] = count
-        return x, {"version": down.version, "heard": heard}
+        return x, {"version": down.version, "heard": down.heard}
 
 
 class _Downward:

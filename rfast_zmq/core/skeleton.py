@@ -337,13 +337,15 @@ class Skeleton(Algorithm):
         return [*([Stopping()] if was_running else []), *self._mark("W"), *self._mark("A")]
 
     def _done(self, now: float) -> list[Action]:
-        """The root ends the run once the samples asked for are counted."""
+        """The root ends the run once the samples asked for are done."""
         wanted = self.config.stop_samples
         if not self.is_root or wanted is None or not self._closing.running:
             return []
-        if self._own.samples + sum(count.samples for count in self._counts.values()) < wanted:
-            return []
-        return self._enter(Phase.STOP, now)
+        return self._enter(Phase.STOP, now) if self._samples_done() >= wanted else []
+
+    def _samples_done(self) -> int:
+        """At the root: those that are progress; here all that were computed, as far as the census knows."""
+        return self._own.samples + sum(count.samples for count in self._counts.values())
 
     def _close(self, now: float) -> list[Action]:
         """What follows of itself once the run closes."""

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from rfast_zmq.assembly import Plan
 from rfast_zmq.errors import RfastError, UsageError
-from rfast_zmq.launch.ddp_optimizer import make_optimizer, set_rates
+from rfast_zmq.launch.ddp_optimizer import make_optimizer, plain, set_rates
 from rfast_zmq.launch.descendants import cpu_s, descendants, end
 from rfast_zmq.launch.guest import Guest
 from rfast_zmq.node.watcher import Watcher
@@ -57,6 +57,11 @@ class HivemindNode(Guest):
         self._address = address
         self._meeting, self._over = folder / "meeting", folder / "over"
         self._last_loss = float("nan")
+        self._helpers_cpu0_s = 0.0
+        """CPU that hivemind's processes had used as the run began."""
+        self._helpers_used_s: float | None = None
+        """Of theirs in all, once they are ended."""
+        self._newest: tuple[Tensor, ...] = self.worker.initial()
         if self.worker.weight != 1.0:
             raise UsageError(
                 f"rank {rank} weighs {self.worker.weight:g}: --algorithm hivemind counts every sample the same; leave"
@@ -69,6 +74,7 @@ class HivemindNode(Guest):
         multiprocessing.set_start_method("fork", force=True)  # what it hands to its processes cannot be pickled
         os.environ.setdefault("HIVEMIND_LOGLEVEL", "ERROR")
         import hivemind
+        from hivemind.optim.grad_averager import GradientAverager
 
         own = [f"/ip4/{self._address}/tcp/0"]
         local: dict[str, Any] = {"host_maddrs": own, "use_ipfs": False, "use_relay": False, "use_auto_relay": False}
@@ -82,6 +88,7 @@ class HivemindNode(Guest):
         settings, options = self.plan.settings, self.plan.options
         patience = {"request_timeout": options["matchmaking_s"] / 2}  # less than that, as it advises itself
         self._optimizer = make_optimizer(settings, self.worker)
+        first = [(p, p.detach().clone()) for group in self._optimizer.param_groups for p in group["params"]]
         self._hivemind = hivemind.Optimizer(
             dht=self._dht,
             run_id="rfast",
@@ -93,10 +100,22 @@ class HivemindNode(Guest):
             offload_optimizer=False,
             load_state_timeout=options["averaging_timeout_s"],
             averager_opts=patience,
-            grad_averager_factory=partial(hivemind.averaging.GradientAverager, **patience),
+            grad_averager_factory=partial(GradientAverager, **patience),
             tracker_opts={"min_refresh_period": options["refresh_s"], "default_refresh_period": options["refresh_s"]},
         )
+        self._begin_anew(first)
+        self._newest = self.worker.initial()
         self._epoch_bytes = 2 * 2 * (self._n - 1) * 4 * self.worker.layout.parameters // self._n
+
+    def _begin_anew(self, first: list[tuple[Tensor, Tensor]]) -> None:
+        """To see what state the optimiser has hivemind has let it take a step along gradients of zero."""
+        with torch.no_grad():
+            for p, x in first:
+                p.copy_(x)
+                state = self._optimizer.state[p]
+                for name in ("t", "step", "ahead"):
+                    if name in state:
+                        state[name] = torch.zeros_like(state[name]) if isinstance(state[name], Tensor) else 0
 
     def _roots_address(self) -> list[str]:
         until = time.monotonic() + MEET_S
@@ -116,18 +135,19 @@ class HivemindNode(Guest):
         loss = self.worker.loss(batch)
         self._last_loss = float(loss.detach())
         if not isfinite(self._last_loss):
-            self._over.write_text(str(self.rank))
+            self._end_all(str(self.rank))
             return self._heard()
         loss.backward()  # type: ignore[no-untyped-call]
         time.sleep(max(0.0, began_s + (drawn_s or 0.0) - time.perf_counter()))
         computed_s = time.perf_counter()
-        with self._stepping:
-            self._hivemind.step(batch_size=samples)
+        self._hivemind.step(batch_size=samples)
+        if self._hivemind.local_epoch != self._steps:
+            with plain(self._optimizer):
+                self._newest = self.worker.initial()
         self._waited_s += time.perf_counter() - computed_s
         self._own_samples += samples
         pace = samples / max(computed_s - began_s, 1e-9)
         self._pace = pace if not self._pace else self._pace + 0.1 * (pace - self._pace)
-        self._paces[self.rank] = self._pace
         self._mean_loss = self._last_loss
         return self._heard()
 
@@ -144,19 +164,37 @@ class HivemindNode(Guest):
             return False
         if self._stop_wanted or (s.samples is not None and self._samples >= s.samples):
             if self.is_root:
-                self._over.touch()
+                self._end_all("")
             return False
         return True
+
+    def _end_all(self, trouble: str) -> None:
+        """The run is over, for everybody."""
+        part = self._over.with_suffix(f".{self.rank}")
+        part.write_text(trouble)
+        part.replace(self._over)
+
+    def _train(self) -> None:
+        self._helpers_cpu0_s = cpu_s(descendants(os.getpid()))
+        super()._train()
 
     def _part(self) -> None:
         pass
 
     def _tidy(self) -> None:
         """Away with hivemind's processes, which would outlive this one."""
-        end(descendants(os.getpid()))
+        helpers = descendants(os.getpid())
+        self._helpers_used_s = cpu_s(helpers) - self._helpers_cpu0_s
+        end(helpers)
 
     def _helpers_cpu_s(self) -> float:
-        return cpu_s(descendants(os.getpid()))
+        if self._helpers_used_s is not None:
+            return self._helpers_used_s
+        return cpu_s(descendants(os.getpid())) - self._helpers_cpu0_s
+
+    def _model_now(self) -> tuple[Tensor, ...]:
+        """The plain iterate as of the last whole step. It is asked for in the midst of one, which may take its time."""
+        return self._newest
 
     def last_record(self) -> Mapping[str, Tensor | float]:
         """``steps``: the epochs it took part in."""

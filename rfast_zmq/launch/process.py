@@ -150,6 +150,8 @@ def node_process(orders: Orders, pipe: Connection) -> None:
         Hivemind.name,
     ):  # whose threads pass things on that somebody waits for
         share_cores()
+    if orders.settings.algorithm == Hivemind.name:  # whose processes are forks of this one, and may outlive it
+        os.register_at_fork(after_in_child=pipe.close)  # or the launcher would not hear of its end
     watcher = PipeWatcher(pipe)
     node: Member | None = None
     try:

@@ -358,8 +358,10 @@ class Simulator:
 
     def _rounds(self) -> float:
         """Progress of the model that is judged."""
-        counted, algorithm = self._counted(), self.root.algorithm
-        return algorithm.rounds if counted is None else counted / algorithm.config.global_batch
+        algorithm, counted = self.root.algorithm, self._counted()
+        if not algorithm.judged_by_mean:
+            return algorithm.rounds
+        return (algorithm.status().samples if counted is None else counted) / algorithm.config.global_batch
 
     def _judged(self) -> tuple[Tensor, ...] | None:
         """The root's model, or the mean of all nodes' where that is what the algorithm is judged by. (Once the run
@@ -411,7 +413,7 @@ class Simulator:
             self._score()
         result, status = self.out.result, self.root.algorithm.status()
         result.settle(self.out.points, self.plan.settings.target)
-        result.samples, result.rounds, result.wall_s = status.samples, status.rounds, stopped_s
+        result.samples, result.rounds, result.wall_s = status.samples, self._rounds(), stopped_s
         result.set_aside = list(status.set_aside)
         result.missing = [node.rank for node in self.nodes if not node.gone]
         result.trouble = status.trouble if status.trouble >= 0 else None

@@ -205,14 +205,17 @@ def test_in_virtual_time_it_is_scored_once_a_round_by_what_the_nodes_have_done(s
             evaluate_every=1.0,
         ),
     )
-    points = Simulator(plan, latency_s=0.001).run().points[:-1]
+    simulation = Simulator(plan, latency_s=0.001).run()
+    *points, last = simulation.points
     per_s = sum(plan.speeds.mean_rate(rank, plan.settings.share) for rank in range(5))
     spacing = plan.settings.share * 5 / per_s
     assert len(points) > 15
     for before, point in pairwise(points):
         assert point.time_s <= before.time_s + spacing + 0.1  # the fast ones are done at the same moments
         assert point.samples == pytest.approx(point.time_s * per_s, abs=5 * plan.settings.share)
-        assert point.rounds == point.samples / (plan.settings.global_batch or 0)
+        assert point.rounds == point.samples / 40
+    assert last.rounds == simulation.result.rounds == last.samples / 40
+    assert last.rounds >= points[-1].rounds
 
 
 def test_the_roots_progress_goes_on_between_two_reports_for_a_round_at_most_and_never_back() -> None:

@@ -209,8 +209,8 @@ MLP = Ground(
 SPARING = "rfast-tree, sparing"
 """Gradients of half a share, and a model each 50 ms: a quarter of the default's gradients and messages."""
 CONTESTANTS_B = (
-    # Gradients of a quarter of a share, a model each 25 ms: in virtual time as fast as the default, which makes twice as
-    # many of each; eight processes on two cores have no room for that.
+    # Gradients of a quarter of a share, a model each 25 ms: in virtual time as fast as the default, which makes twice
+    # as many of each; eight processes on two cores have no room for that.
     _one("rfast-tree", "binary-tree", "nadam", 0.016, report=0.25, pace=0.025),
     _one(SPARING, "binary-tree", "nadam", 0.012, report=0.5, pace=0.05),
     _one("rfast", "exponential", "sgd", 0.2),

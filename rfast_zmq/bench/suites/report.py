@@ -153,7 +153,7 @@ def _table(table: Table) -> str:
         head += [f"{unit} to {ground.target:g}"]
         head += [f"{table.block.reference} ÷ it"] if base else []
         head += ["samples", "MB sent"]
-    head += ["waited", *([] if ground.simulated else ["CPU s"])]
+    head += ["waited", *([] if ground.simulated else ["computed", "CPU s"])]
     lines = [head, ["---"] * len(head)]
     for s in table.standings:
         lr = f"{s.contestant.optimizer} {s.lr:.3g}" + (" (end of grid)" if s.open_end else "")
@@ -171,7 +171,8 @@ def _table(table: Table) -> str:
             row += [spread(s.values("target_samples").values(), "{:,.0f}".format)]
             row += [spread((v and v / 1e6 for v in s.values("target_bytes").values()), "{:,.0f}".format)]
         row += [_middle(s, "waited_share", "{:.0%}")]
-        row += [] if ground.simulated else [_middle(s, "cpu_s", "{:.3g}")]
+        if not ground.simulated:
+            row += [spread(table.computed(s).values(), "{:.0%}".format), _middle(s, "cpu_s", "{:.3g}")]
         lines.append(row)
     if table.alone is not None and not end:
         alone = table.alone
@@ -179,7 +180,7 @@ def _table(table: Table) -> str:
         samples = spread(alone.values("target_samples").values(), "{:,.0f}".format)
         limit = spread(table.limit_s().values(), "{:.3g}".format)
         waits = spread(ratios(base, table.limit_s()), "{:.2f}".format)
-        blank = [""] * (1 if ground.simulated else 2)
+        blank = [""] * (1 if ground.simulated else 3)
         times = [("no-wait limit", limit, waits)]
         times += [("one machine", _time(alone), spread(ratios(base, alone.values("target_s")), "{:.2f}".format))]
         for name, time_s, over in times:

@@ -83,6 +83,14 @@ class Table:
         rate = no_wait_rate(self.block.ground, self.cell)
         return {seed: v and v / rate for seed, v in self.alone.values("target_samples").items()}
 
+    def computed(self, standing: Standing) -> dict[int, float | None]:
+        """By seed, the samples a second of a run over those that all nodes together do if none ever waits. Where nobody
+        waits it is 1, if the machine keeps the emulated pace."""
+        rate = no_wait_rate(self.block.ground, self.cell)
+        runs = standing.values("samples").items()
+        wall_s = standing.values("wall_s")
+        return {seed: samples / (over * rate) if samples and (over := wall_s[seed]) else None for seed, samples in runs}
+
     def best_of_each_algorithm(self) -> list[Standing]:
         """Of an algorithm on several topologies the fastest."""
         best: dict[str, Standing] = {}
