@@ -103,7 +103,7 @@ def test_every_topology_runs_under_loss(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["exponential", "ring", "binary-tree"])
 def test_the_published_algorithm_runs_on_the_same_wire(family: str) -> None:
-    done = run(plan("Line", algorithm="rfast", topology=family, nodes=4, drop=0.2, lr=0.02, samples=8000))
+    done = run(plan("Line", algorithm="rfast", topology=family, nodes=4, drop=0.2, lr=0.02, samples=12_000))
     assert done.result.missing == []
     assert weights(done) == pytest.approx(OPTIMUM, abs=NEAR)
     assert done.result.identity_error is not None
