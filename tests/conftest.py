@@ -17,9 +17,7 @@ from hypothesis import HealthCheck, settings
 # One thread: tests run on 2 cores, often side by side, and small tensors gain nothing from more.
 torch.set_num_threads(1)
 
-settings.register_profile(
-    "ci", deadline=None, max_examples=60, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
-)
+settings.register_profile("ci", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ci")
 
 GRACE_S = 5.0

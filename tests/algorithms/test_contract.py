@@ -74,7 +74,7 @@ def after(name: str, shape: str, operations: list[Operation], **settings: Any) -
 
 
 @every_algorithm
-@settings(max_examples=15)
+@settings(max_examples=25)
 @given(shape=st.sampled_from(SHAPES), operations=OPERATIONS)
 def test_the_same_events_give_the_same_bits(name: str, shape: str, operations: list[Operation]) -> None:
     one, other = after(name, shape, operations), after(name, shape, operations)
@@ -84,7 +84,7 @@ def test_the_same_events_give_the_same_bits(name: str, shape: str, operations: l
 
 
 @every_algorithm
-@settings(max_examples=15)
+@settings(max_examples=25)
 @given(shape=st.sampled_from(SHAPES), operations=OPERATIONS, first=st.booleans())
 def test_no_tensor_is_written_to_once_handed_over(
     name: str, shape: str, operations: list[Operation], first: bool
@@ -99,7 +99,7 @@ def test_no_tensor_is_written_to_once_handed_over(
 
 
 @every_algorithm
-@settings(max_examples=25)
+@settings(max_examples=40)
 @given(shape=st.sampled_from(SHAPES), operations=OPERATIONS, again=st.integers(0, 63), older=st.integers(0, 3))
 def test_I4_a_duplicate_or_older_packet_leaves_the_state_bit_identical(
     name: str, shape: str, operations: list[Operation], again: int, older: int
@@ -240,7 +240,7 @@ def any_event(draw: st.DrawFn, node: Any) -> Any:
 
 
 @every_algorithm
-@settings(max_examples=40)
+@settings(max_examples=60)
 @given(data=st.data(), shape=st.sampled_from(["binary-tree", "ring", "star"]), rank=st.integers(0, 4))
 def test_nothing_well_formed_makes_it_raise(name: str, data: st.DataObject, shape: str, rank: int) -> None:
     """Whatever the values, in any order, before a model or after; and what it says then can be encoded, and names no
