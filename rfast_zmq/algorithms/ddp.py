@@ -51,7 +51,7 @@ class Ddp(Method):
                 f"--bucket-bytes {settings.bucket_bytes}: --algorithm ddp has torch's buckets; take --algorithm-option"
                 " bucket_mb=25"
             )
-        cls.check_place(settings, cls.name)
+        check_foreign(settings, cls.name)
         report, share = settings.report_batch, max(1, round(settings.share))
         if report is not None and report != share:
             raise UsageError(
@@ -60,24 +60,19 @@ class Ddp(Method):
             )
 
     @staticmethod
-    def check_place(settings: Settings, name: str) -> None:
-        """What nobody minds who does not train over this package's messages.
-
-        Raises:
-            UsageError: it was given all the same.
-        """
-        s = settings
-        for flag, value in (("pace", s.pace), ("resend", s.resend)):
-            if value is not None:
-                raise UsageError(f"--{flag} {value:g}: --algorithm {name} has no messages to pace; leave it out")
-        if s.bucket_bytes != BUCKET_BYTES:
-            raise UsageError(
-                f"--bucket-bytes {s.bucket_bytes}: --algorithm {name} has no buckets of ours; leave it out"
-            )
-        if s.device not in ("auto", "cpu"):
-            raise UsageError(f"--device {s.device}: --algorithm {name} runs over TCP, on the CPU; take --device cpu")
-
-    @staticmethod
     def identity_error(records: Mapping[int, Mapping[str, Any]], root: int) -> float:
         """As of ``ring-allreduce``: how far the nodes' models differ after equally many steps: 0."""
         return RingAllReduce.identity_error(records, root)
+
+
+def check_foreign(settings: Settings, name: str) -> None:
+    """What means nothing where somebody else's code trains, and sends no messages of this package's.
+
+    Raises:
+        UsageError: it was given all the same.
+    """
+    for flag, value in (("pace", settings.pace), ("resend", settings.resend)):
+        if value is not None:
+            raise UsageError(f"--{flag} {value:g}: --algorithm {name} has no messages to pace; leave it out")
+    if settings.device not in ("auto", "cpu"):
+        raise UsageError(f"--device {settings.device}: --algorithm {name} runs on the CPU alone; take --device cpu")

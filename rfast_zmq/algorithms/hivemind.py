@@ -29,10 +29,10 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any, ClassVar
 
-from rfast_zmq.algorithms.ddp import Ddp
+from rfast_zmq.algorithms.ddp import Ddp, check_foreign
 from rfast_zmq.core.interface import Method
 from rfast_zmq.errors import UsageError
-from rfast_zmq.settings import Settings
+from rfast_zmq.settings import BUCKET_BYTES, Settings
 
 
 class Hivemind(Method):
@@ -61,7 +61,11 @@ class Hivemind(Method):
             raise UsageError(
                 "--algorithm hivemind: the package of that name is not installed; pip install 'rfast-zmq[hivemind]'"
             )
-        Ddp.check_place(settings, cls.name)
+        if settings.bucket_bytes != BUCKET_BYTES:
+            raise UsageError(
+                f"--bucket-bytes {settings.bucket_bytes}: --algorithm hivemind cuts tensors its own way; leave it out"
+            )
+        check_foreign(settings, cls.name)
 
     @staticmethod
     def identity_error(records: Mapping[int, Mapping[str, Any]], root: int) -> None:

@@ -73,9 +73,6 @@ class SAb(Ordered):
                 actions += self._post(j, b, x, mass=False)
         return actions
 
-    def _plain(self, bucket: int, x: Tensor) -> Tensor:
-        return self._steps.plain(bucket, x)
-
     def _computed(self, gradient: tuple[Tensor, ...], event: GradientReady) -> list[Action]:
         self._new, self._samples = gradient, event.samples
         return self._go_on()

@@ -182,7 +182,11 @@ class Served(Ordered):
 
     def _tell_below(self) -> list[Action]:
         """Edges that have something new to say begin with it, but for those in the middle of a version."""
-        return [Send(edge, 0) for edge, down in self._down.items() if not down.left and self._news(down)]
+        return [action for edge in self._down for action in self._begin(edge)]
+
+    def _begin(self, edge: Edge) -> list[Action]:
+        down = self._down[edge]
+        return [Send(edge, 0)] if not down.left and self._news(down) else []
 
     def _news(self, down: _Downward) -> set[int]:
         """The buckets that an edge is to say: all, if the model is newer; one, if gradients were dealt with since."""
@@ -194,9 +198,7 @@ class Served(Ordered):
         actions = super()._link(edge, bucket, now)
         if edge.graph == "A":
             return actions
-        down = self._down[edge]
-        following = sorted(down.left or self._news(down))[: None if down.left else 1]
-        return actions + [Send(edge, b) for b in following]
+        return actions + [Send(edge, b) for b in sorted(self._down[edge].left)] + self._begin(edge)
 
     def _payload(self, edge: Edge, bucket: int, now: float) -> tuple[Tensor, dict[str, Number]] | None:
         if edge.graph == "A":

@@ -27,7 +27,7 @@ from torch import Tensor
 from rfast_zmq.assembly import Plan
 from rfast_zmq.core.interface import Status
 from rfast_zmq.errors import RfastError, TaskError, UsageError
-from rfast_zmq.node.runtime import REPORT_S, peak_memory_bytes
+from rfast_zmq.node.runtime import REPORT_S, peak_memory_bytes, unless_gone
 from rfast_zmq.node.scoring import Scorer
 from rfast_zmq.node.watcher import Watcher
 from rfast_zmq.results import Point
@@ -85,9 +85,9 @@ class Guest(ABC):
     def _step(self) -> bool:
         """One step. Is there to be another?"""
 
-    @abstractmethod
     def _part(self) -> None:
         """The last step is done."""
+        return
 
     def _tidy(self) -> None:
         """However it ended: leave nothing behind."""
@@ -150,17 +150,7 @@ class Guest(ABC):
 
     async def _unless_gone(self, wanted: Coroutine[Any, Any, None]) -> None:
         """Await ``wanted``, but not once the node was told to go."""
-        task, gone = asyncio.ensure_future(wanted), asyncio.ensure_future(self._gone.wait())
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        for pending in (task, gone):
-            pending.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
-        if self._fault is not None:
-            raise self._fault
-        if not task.cancelled() and (error := task.exception()) is not None:
-            raise error
-        if self._gone.is_set() and not self._started:
-            raise asyncio.CancelledError
+        await unless_gone(wanted, self._gone, lambda: self._fault, lambda: self._started)
 
     async def _trained(self, training: asyncio.Future[None]) -> None:
         try:

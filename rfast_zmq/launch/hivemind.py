@@ -17,6 +17,7 @@ the gradients and as much of the parameters in each epoch. The CPU is that of hi
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import time
@@ -24,7 +25,7 @@ from collections.abc import Mapping
 from functools import partial
 from math import isfinite
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -32,9 +33,11 @@ from torch import Tensor
 from rfast_zmq.assembly import Plan
 from rfast_zmq.errors import RfastError, UsageError
 from rfast_zmq.launch.ddp_optimizer import make_optimizer, plain, set_rates
-from rfast_zmq.launch.descendants import cpu_s, descendants, end
 from rfast_zmq.launch.guest import Guest
 from rfast_zmq.node.watcher import Watcher
+
+if TYPE_CHECKING:
+    import psutil
 
 MEET_S = 60.0
 """So long a rank looks for the root's address."""
@@ -46,17 +49,14 @@ class HivemindNode(Guest):
 
     Args:
         plan, rank, folder, watcher: as of :class:`~rfast_zmq.launch.guest.Guest`.
-        address: of this rank's host in the network that the ranks talk over.
     """
 
     meets_in_thread: ClassVar[bool] = False
     """It sets signal handlers, which the main thread alone may."""
 
-    def __init__(self, plan: Plan, rank: int, folder: Path, watcher: Watcher, address: str = "127.0.0.1") -> None:
+    def __init__(self, plan: Plan, rank: int, folder: Path, watcher: Watcher) -> None:
         super().__init__(plan, rank, folder, watcher)
-        self._address = address
         self._meeting, self._over = folder / "meeting", folder / "over"
-        self._last_loss = float("nan")
         self._helpers_cpu0_s = 0.0
         """CPU that hivemind's processes had used as the run began."""
         self._helpers_used_s: float | None = None
@@ -76,7 +76,7 @@ class HivemindNode(Guest):
         import hivemind
         from hivemind.optim.grad_averager import GradientAverager
 
-        own = [f"/ip4/{self._address}/tcp/0"]
+        own = ["/ip4/127.0.0.1/tcp/0"]
         local: dict[str, Any] = {"host_maddrs": own, "use_ipfs": False, "use_relay": False, "use_auto_relay": False}
         if self.is_root:
             self._dht = hivemind.DHT(start=True, **local)
@@ -133,8 +133,8 @@ class HivemindNode(Guest):
         set_rates(self._optimizer, settings, self.worker, self._rounds)
         self._hivemind.zero_grad()
         loss = self.worker.loss(batch)
-        self._last_loss = float(loss.detach())
-        if not isfinite(self._last_loss):
+        loss_now = float(loss.detach())
+        if not isfinite(loss_now):
             self._end_all(str(self.rank))
             return self._heard()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -148,7 +148,7 @@ class HivemindNode(Guest):
         self._own_samples += samples
         pace = samples / max(computed_s - began_s, 1e-9)
         self._pace = pace if not self._pace else self._pace + 0.1 * (pace - self._pace)
-        self._mean_loss = self._last_loss
+        self._mean_loss = loss_now
         return self._heard()
 
     def _heard(self) -> bool:
@@ -175,22 +175,19 @@ class HivemindNode(Guest):
         part.replace(self._over)
 
     def _train(self) -> None:
-        self._helpers_cpu0_s = cpu_s(descendants(os.getpid()))
+        self._helpers_cpu0_s = cpu_s(helpers_of(os.getpid()))
         super()._train()
-
-    def _part(self) -> None:
-        pass
 
     def _tidy(self) -> None:
         """Away with hivemind's processes, which would outlive this one."""
-        helpers = descendants(os.getpid())
+        helpers = helpers_of(os.getpid())
         self._helpers_used_s = cpu_s(helpers) - self._helpers_cpu0_s
         end(helpers)
 
     def _helpers_cpu_s(self) -> float:
         if self._helpers_used_s is not None:
             return self._helpers_used_s
-        return cpu_s(descendants(os.getpid())) - self._helpers_cpu0_s
+        return cpu_s(helpers_of(os.getpid())) - self._helpers_cpu0_s
 
     def _model_now(self) -> tuple[Tensor, ...]:
         """The plain iterate as of the last whole step. It is asked for in the midst of one, which may take its time."""
@@ -199,3 +196,35 @@ class HivemindNode(Guest):
     def last_record(self) -> Mapping[str, Tensor | float]:
         """``steps``: the epochs it took part in."""
         return {"steps": float(self._steps)}
+
+
+def helpers_of(pid: int) -> list[psutil.Process]:
+    """The processes that hivemind has started for a rank, and theirs."""
+    import psutil
+
+    try:
+        found: list[psutil.Process] = psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+    return found
+
+
+def cpu_s(processes: list[psutil.Process]) -> float:
+    """CPU seconds that these have used, of those that still live."""
+    import psutil
+
+    used_s = 0.0
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            used_s += times.user + times.system
+    return used_s
+
+
+def end(processes: list[psutil.Process]) -> None:
+    """Kill them, those that are still there."""
+    import psutil
+
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()

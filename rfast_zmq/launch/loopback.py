@@ -26,7 +26,7 @@ from torch import Tensor
 from rfast_zmq.algorithms import Ddp, Hivemind
 from rfast_zmq.assembly import Plan
 from rfast_zmq.errors import RfastError, TaskError, UsageError
-from rfast_zmq.launch.descendants import descendants, end
+from rfast_zmq.launch.hivemind import end, helpers_of
 from rfast_zmq.launch.namespaces import Namespaces
 from rfast_zmq.launch.outcome import Observer, Run, check_target
 from rfast_zmq.launch.process import ENDING_SIGNALS, MODEL, Orders, leave_terminal, node_process, terminals
@@ -175,20 +175,23 @@ class _Loopback:
                 return
             self._mind_interrupts()
             self._mind_the_end()
-            for pipe in wait(list(open_pipes), timeout=0.1):
-                assert isinstance(pipe, Connection)
-                self._hear(open_pipes[pipe], pipe)
+            # A pipe may outlive its process, where that has processes of its own; what it holds is heard first.
+            ends = {self.children[rank].process.sentinel: pipe for pipe, rank in open_pipes.items()}
+            for ready in wait([*open_pipes, *ends], timeout=0.1):
+                if isinstance(ready, Connection):
+                    self._hear(open_pipes[ready], ready)
+                    continue
+                assert isinstance(ready, int)
+                pipe = ends[ready]
+                if not pipe.closed and not pipe.poll():
+                    self._ended(open_pipes[pipe], pipe)
 
     def _hear(self, rank: int, pipe: Connection) -> None:
         child = self.children[rank]
         try:
             kind, content = pipe.recv()
         except (EOFError, OSError):
-            pipe.close()
-            child.pipe = None
-            child.process.join()
-            if child.done is None:
-                self._died(rank)
+            self._ended(rank, pipe)
             return
         match kind:
             case "ready":
@@ -219,6 +222,14 @@ class _Loopback:
                 self._failed(UsageError(content))
             case "crash":
                 self._failed(RfastError(f"rank {rank} crashed; this is a defect of rfast_zmq:\n{content}"))
+
+    def _ended(self, rank: int, pipe: Connection) -> None:
+        child = self.children[rank]
+        pipe.close()
+        child.pipe = None
+        child.process.join()
+        if child.done is None:
+            self._died(rank)
 
     def _failed(self, fault: RfastError) -> None:
         """The run is lost; the root, if it runs, is given the time to leave its model."""
@@ -397,7 +408,7 @@ def _saved(folder: Path) -> dict[str, Tensor] | None:
 def _kill(process: BaseProcess) -> None:
     if process.is_alive() and process.pid is not None:
         if not process.daemon:  # it has processes of its own, which nobody else ends
-            end(descendants(process.pid))
+            end(helpers_of(process.pid))
         process.kill()
         try:
             os.kill(process.pid, signal.SIGCONT)

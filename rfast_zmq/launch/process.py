@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rfast_zmq.algorithms import Ddp, Hivemind
+from rfast_zmq.algorithms import ALGORITHMS, Ddp, Hivemind
 from rfast_zmq.assembly import Plan
 from rfast_zmq.errors import TaskError, UsageError
 from rfast_zmq.launch.ddp import DdpNode
@@ -145,13 +145,8 @@ def node_process(orders: Orders, pipe: Connection) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING_SIGNALS)
     torch.set_num_threads(1)
     keep_freed_memory()
-    if orders.settings.algorithm not in (
-        Ddp.name,
-        Hivemind.name,
-    ):  # whose threads pass things on that somebody waits for
+    if orders.settings.algorithm in ALGORITHMS:  # the others' threads pass things on that somebody waits for
         share_cores()
-    if orders.settings.algorithm == Hivemind.name:  # whose processes are forks of this one, and may outlive it
-        os.register_at_fork(after_in_child=pipe.close)  # or the launcher would not hear of its end
     watcher = PipeWatcher(pipe)
     node: Member | None = None
     try:

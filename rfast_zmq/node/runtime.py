@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -196,18 +196,7 @@ class Node:
 
     async def _unless_fault(self, wanted: Any) -> None:
         """Await ``wanted``, but raise as soon as a coroutine has failed or the node was told to go."""
-        task = asyncio.ensure_future(wanted)
-        gone = asyncio.ensure_future(self._gone.wait())
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        for pending in (task, gone):
-            pending.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
-        if self._fault is not None:
-            raise self._fault
-        if not task.cancelled() and (error := task.exception()) is not None:
-            raise error
-        if self._gone.is_set() and not self._started:
-            raise asyncio.CancelledError
+        await unless_gone(wanted, self._gone, lambda: self._fault, lambda: self._started)
 
     def _soon(self, act: Callable[[], None]) -> None:
         """Have the loop call it; from another thread."""
@@ -457,3 +446,34 @@ def peak_memory_bytes() -> int:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+async def unless_gone(
+    wanted: Awaitable[Any],
+    gone: asyncio.Event,
+    fault: Callable[[], BaseException | None],
+    started: Callable[[], bool],
+) -> None:
+    """Await ``wanted``, but not once the process was told to go.
+
+    Args:
+        wanted: cancelled if it is not done by then.
+        gone: set where it was told to go, or something failed.
+        fault: what failed; None: nothing.
+        started: whether the run has begun.
+
+    Raises:
+        BaseException: what failed, or what ``wanted`` raised.
+        asyncio.CancelledError: told to go before the run began.
+    """
+    task, going = asyncio.ensure_future(wanted), asyncio.ensure_future(gone.wait())
+    await asyncio.wait({task, going}, return_when=asyncio.FIRST_COMPLETED)
+    for pending in (task, going):
+        pending.cancel()
+    await asyncio.gather(task, going, return_exceptions=True)
+    if (failed := fault()) is not None:
+        raise failed
+    if not task.cancelled() and (error := task.exception()) is not None:
+        raise error
+    if gone.is_set() and not started():
+        raise asyncio.CancelledError

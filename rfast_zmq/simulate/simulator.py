@@ -144,6 +144,8 @@ class Simulator:
         self.root = self.nodes[plan.topology.root]
         self.out = Simulation(plan.result(simulated=True))
         self._next_evaluation = 0.0
+        self._samples = 0
+        """That all nodes have computed."""
         self._troubled = False
 
     def run(self) -> Simulation:
@@ -235,6 +237,7 @@ class Simulator:
         def ready() -> None:
             node.computing = False
             node.samples += samples
+            self._samples += samples
             self._pace_point(node)
             if not node.algorithm.gradient_makes_model:
                 self._tell(node, ModelWanted(self.now))
@@ -354,7 +357,7 @@ class Simulator:
         the root's model, and the root knows of how many samples that is."""
         if not self.root.algorithm.judged_by_mean or self.root.stopping:
             return None
-        return sum(node.samples for node in self.nodes)
+        return self._samples
 
     def _rounds(self) -> float:
         """Progress of the model that is judged."""

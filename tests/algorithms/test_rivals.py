@@ -117,7 +117,7 @@ def test_a_node_that_weighs_more_takes_longer_steps_whatever_the_optimiser(name:
         np.testing.assert_allclose(steps[rank], 0.01 * weight, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["ring-allreduce", "d-psgd", "sgp", "s-ab", "ad-psgd", "async-sgd"])
+@pytest.mark.parametrize("name", ["ring-allreduce", "d-psgd", "sgp", "ad-psgd", "async-sgd"])
 @pytest.mark.parametrize("rule", ["nesterov", "nadam"])
 def test_what_is_judged_is_the_iterate_that_the_optimiser_looks_ahead_from(name: str, rule: str) -> None:
     """As of one machine, and of rfast-tree: after a step of one node alone, θ = x + lr β u."""

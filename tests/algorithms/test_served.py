@@ -49,6 +49,19 @@ def version(net: Network) -> int:
     return net.nodes[net.topology.root].algorithm.version
 
 
+def delays_of(net: Network) -> list[int]:
+    """Of each gradient that reaches the root from now on, the updates since the model that it is of."""
+    root, delays = net.nodes[net.topology.root].algorithm, []
+    arrived = root._arrived
+
+    def told(rank, version, samples, gradient):  # type: ignore[no-untyped-def]
+        delays.append(root.version - version)
+        arrived(rank, version, samples, gradient)
+
+    root._arrived = told
+    return delays
+
+
 def wander(net: Network, steps: int, seed: int, slow: int | None = None) -> np.ndarray:
     """Anything happens in any order, but for messages of one edge; gives the gradients of each node."""
     draw, done = random.Random(seed), np.zeros(len(net.nodes))
@@ -191,14 +204,7 @@ def test_ringleader_updates_once_for_each_node_and_round_from_a_table_of_all() -
 @pytest.mark.parametrize("seed", range(4))
 def test_ringleader_uses_no_gradient_older_than_two_rounds(seed: int) -> None:
     net = started("ringleader", "star")
-    root, delays = net.nodes[0].algorithm, []
-    arrived = root._arrived
-
-    def told(rank, version, samples, gradient):  # type: ignore[no-untyped-def]
-        delays.append(root.version - version)
-        arrived(rank, version, samples, gradient)
-
-    root._arrived = told
+    delays = delays_of(net)
     at_once(net, 600, seed, slow=2)
     assert max(delays) <= 2 * 5 - 2
     assert max(delays) > 2, "some are old"
@@ -251,15 +257,8 @@ def test_a_node_begins_no_gradient_before_its_last_was_dealt_with(name: str) -> 
 def test_async_sgds_mean_delay_is_that_of_its_paper(shape: str, seed: int) -> None:
     """With n nodes at most n - 1 updates come between a model and the gradient of it, on the mean; messages may take
     as long as they like."""
-    net, delays = started("async-sgd", shape), []
-    root = net.nodes[0].algorithm
-    arrived = root._arrived
-
-    def told(rank, version, samples, gradient):  # type: ignore[no-untyped-def]
-        delays.append(root.version - version)
-        arrived(rank, version, samples, gradient)
-
-    root._arrived = told
+    net = started("async-sgd", shape)
+    delays = delays_of(net)
     wander(net, 800, seed, slow=3)
     assert len(delays) > 100
     assert 1 < np.mean(delays) <= 5 - 1

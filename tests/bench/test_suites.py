@@ -193,6 +193,9 @@ def test_the_tables_say_what_the_runs_say(done: Path, tmp_path: Path) -> None:
     assert no_wait_rate(replace(TOY, nodes=3), replace(CELL, speeds="straggler")) == pytest.approx(rate)
     alone = [rows[ALONE, seed]["target_samples"] / rate for seed in range(3)]
     assert limit.value == pytest.approx(median(a / mine for a, mine in zip(alone, times[0], strict=True)))
+    kept, waits = (median(plain.computed(of).values()) for of in (ours, ring))  # type: ignore[type-var]
+    assert kept == pytest.approx(1.0, abs=0.15), "nobody waits, and virtual time keeps every pace"
+    assert waits == pytest.approx(3 / 5 / 2.2, rel=0.15), "all go at the pace of the slowest"
     assert lossy.named("ring-allreduce").stops  # type: ignore[union-attr]
 
     files = write(done)

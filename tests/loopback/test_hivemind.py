@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from importlib.util import find_spec
 from typing import Any
 
@@ -14,7 +13,7 @@ from rfast_zmq.algorithms import hivemind as method
 from rfast_zmq.assembly import Plan
 from rfast_zmq.errors import UsageError
 from rfast_zmq.launch import run
-from rfast_zmq.launch.descendants import cpu_s, descendants, end
+from rfast_zmq.launch.hivemind import end, helpers_of
 from rfast_zmq.settings import Settings
 from rfast_zmq.simulate import Simulator
 from tests.loopback.test_run import TASKS, Watch
@@ -47,7 +46,7 @@ def test_it_trains_to_the_target_and_its_processes_end_with_it() -> None:
     assert done.result.cpu_s is not None
     assert done.result.cpu_s > 1.0, "with hivemind's own processes"
     assert all(node["waited_s"] > 0 for node in done.result.per_node)
-    assert not [pid for pid in descendants(os.getpid()) if "p2pd" in _command(pid)]
+    assert not [helper for helper in helpers_of(os.getpid()) if "p2pd" in helper.name()]
 
 
 @installed
@@ -60,6 +59,28 @@ def test_ctrl_c_ends_a_run_in_order() -> None:
 
     done = run(plan("Line", samples=10**8, lr=0.05), Watch(act), stop=lambda: asked["times"])
     assert done.interrupted
+    assert done.model is not None
+
+
+@installed
+def test_a_killed_rank_ends_the_run_with_a_word() -> None:
+    """Though the processes that it has started live on, and hold what they inherited."""
+    left, names = [], []
+
+    def act(watch: Watch) -> None:
+        watch.until(lambda: watch.rounds > 1)
+        left.extend(helpers_of(watch.pids[2]))
+        names.extend(helper.name() for helper in left)
+        os.kill(watch.pids[2], signal.SIGKILL)
+
+    watch = Watch(act)
+    try:
+        done = run(plan("Line", samples=10**8, lr=0.05), watch)
+    finally:
+        end(left)
+    assert "p2pd" in names
+    assert any("node 2 ended" in line and "under hivemind the run stops" in line for line in watch.lines)
+    assert 2 in done.result.missing
     assert done.model is not None
 
 
@@ -99,47 +120,3 @@ def test_it_is_not_in_the_simulator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(method, "find_spec", lambda name: name)
     with pytest.raises(UsageError, match=r"--algorithm hivemind.*rfast run alone"):
         Simulator(plan("Line"))
-
-
-# ------------------------------------------------------------------------------------- the processes below one
-
-
-@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="there is no /proc here")
-def test_descendants_are_found_cost_cpu_and_can_be_ended() -> None:
-    read, write = os.pipe()
-    child = os.fork()
-    if not child:
-        if not os.fork():
-            os.write(write, str(os.getpid()).encode() + b"\n")
-            while True:
-                pass
-        signal.pause()
-        os._exit(0)
-    grandchild = int(os.read(read, 64))
-    try:
-        found = descendants(os.getpid())
-        assert found.index(child) < found.index(grandchild)
-        until = time.monotonic() + 20
-        while cpu_s([child, grandchild]) < 0.05:
-            assert time.monotonic() < until
-            time.sleep(0.02)
-    finally:
-        end([child, grandchild])
-        os.waitpid(child, 0)
-        os.close(read)
-        os.close(write)
-    until = time.monotonic() + 20
-    while _command(grandchild):
-        assert time.monotonic() < until
-        time.sleep(0.02)
-    end([grandchild])  # gone already: no matter
-    assert cpu_s([child]) == 0.0
-
-
-def _command(pid: int) -> str:
-    """Of a process; empty once it is gone (or waits to be buried)."""
-    try:
-        with open(f"/proc/{pid}/cmdline") as file:
-            return file.read()
-    except OSError:
-        return ""
