@@ -32,7 +32,6 @@ class Ddp(Method):
     optimizers: ClassVar[tuple[str, ...]] = ("sgd", "momentum", "nesterov", "adam", "nadam")
     clips: ClassVar[bool] = True
     bears_loss: ClassVar[bool] = False
-    cpu_only: ClassVar[bool] = True
     alike: ClassVar[str] = "ring-allreduce --topology ring, which is the same mathematics"
     options: ClassVar[Mapping[str, float]] = {"bucket_mb": 25.0, "find_unused_parameters": 0.0}
 
@@ -74,5 +73,3 @@ def check_foreign(settings: Settings, name: str) -> None:
     for flag, value in (("pace", settings.pace), ("resend", settings.resend)):
         if value is not None:
             raise UsageError(f"--{flag} {value:g}: --algorithm {name} has no messages to pace; leave it out")
-    if settings.device not in ("auto", "cpu"):
-        raise UsageError(f"--device {settings.device}: --algorithm {name} runs on the CPU alone; take --device cpu")

@@ -66,6 +66,10 @@ class Hivemind(Method):
                 f"--bucket-bytes {settings.bucket_bytes}: --algorithm hivemind cuts tensors its own way; leave it out"
             )
         check_foreign(settings, cls.name)
+        if settings.device not in ("auto", "cpu"):
+            raise UsageError(
+                f"--device {settings.device}: --algorithm {cls.name} runs on the CPU alone; take --device cpu"
+            )
 
     @staticmethod
     def identity_error(records: Mapping[int, Mapping[str, Any]], root: int) -> None:

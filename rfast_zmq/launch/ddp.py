@@ -18,6 +18,9 @@ message, and everybody stops after the same step. A step in which somebody's los
 
 **Optimiser.** The steps of ``ring-allreduce``: see :mod:`~rfast_zmq.launch.ddp_optimizer`.
 
+**On a GPU** gloo goes by way of the host's memory, and ranks may share one; NCCL, which does neither, is not used. All
+of it is computed in the worker's own stream there, so that evaluations stand beside it.
+
 **Figures.** A node's waiting is the time of its backward pass after its last gradient was there. Bytes are reckoned,
 not measured: what a ring all-reduce sends, 2 (n − 1)/n of the vector a node. The CPU of communication is all but what
 the training thread and the evaluation cost; copying gradients into torch's buckets is the training thread's.
@@ -76,6 +79,10 @@ class DdpNode(Guest):
         os.environ["GLOO_SOCKET_IFNAME"] = self._interface
         where = (self._folder / "meeting").as_uri()
         dist.init_process_group("gloo", init_method=where, rank=self.rank, world_size=self._n)
+        with self.worker.on_stream():
+            self._wrap()
+
+    def _wrap(self) -> None:
         layout, options = self.worker.layout, self.plan.options
         mine = torch.tensor([self.worker.weight, int(layout.hash[:12], 16)], dtype=torch.float64)
         everybodys = [torch.empty_like(mine) for _ in range(self._n)]
@@ -92,7 +99,10 @@ class DdpNode(Guest):
         self._step_bytes = 2 * (self._n - 1) * 4 * (layout.parameters + WORD + 2 * self._n) // self._n
 
     def _step(self) -> bool:
-        """One step. Is there to be another?"""
+        with self.worker.on_stream():
+            return self._step_there()
+
+    def _step_there(self) -> bool:
         settings = self.plan.settings
         began_s = time.perf_counter()
         batch, samples = self.worker.next_batch(settings.report)
@@ -102,7 +112,7 @@ class DdpNode(Guest):
         loss, word = self._model(batch)
         content = self._content(samples, float(loss.detach()))
         self._backward.begins()
-        (loss * self._scale + (word * content).sum()).backward()
+        (loss * self._scale + (word * content.to(word.device)).sum()).backward()
         computed_s = self._backward.ended()
         self._waited_s += time.perf_counter() - computed_s
         self._own_samples += samples
@@ -170,7 +180,7 @@ class DdpNode(Guest):
 
     def _model_now(self) -> tuple[Tensor, ...]:
         """The plain iterate, which the optimiser looks ahead from."""
-        with self._stepping, plain(self._optimizer):
+        with self._stepping, self.worker.on_stream(), plain(self._optimizer):
             return self.worker.initial()
 
 
@@ -185,7 +195,7 @@ class _Step(nn.Module):
     def __init__(self, worker: Worker, numbers: int) -> None:
         super().__init__()
         self.module = worker.module
-        self.word = nn.Parameter(torch.zeros(numbers))
+        self.word = nn.Parameter(torch.zeros(numbers, device=next(worker.module.parameters()).device))
         self._loss = worker.loss
 
     def forward(self, batch: Any) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor, nn
 
 BEFORE_BACKWARD = 1 / 3
@@ -22,7 +23,8 @@ BEFORE_BACKWARD = 1 / 3
 
 
 class SlowedBackward:
-    """Tells when the last gradient of a pass was there; where times are emulated, sees that it was not earlier.
+    """Tells when the last gradient of a pass was there (on a GPU: computed); where times are emulated, sees that it
+    was not earlier.
 
     Args:
         parameters: that gradients are taken of.
@@ -58,6 +60,8 @@ class SlowedBackward:
     def _comes(self, gradient: Tensor) -> None:
         """A parameter's whole gradient, about to be accumulated."""
         self._ready += gradient.numel()
+        if gradient.is_cuda and self._ready == self._total:
+            torch.cuda.current_stream(gradient.device).synchronize()
         self._until(BEFORE_BACKWARD + (1.0 - BEFORE_BACKWARD) * self._ready / self._total)
 
     def _until(self, part: float) -> None:

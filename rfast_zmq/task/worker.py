@@ -115,7 +115,7 @@ class Worker:
 
     def take_up(self) -> tuple[float, ...]:
         """The newest of what was brought, for :meth:`gradient`: see :meth:`~rfast_zmq.task.flat.FlatModel.take_up`."""
-        with self._on_stream():
+        with self.on_stream():
             return self._flat.take_up()
 
     def gradient(
@@ -140,7 +140,7 @@ class Worker:
             TaskError: the user's code raised.
             UsageError: its loss is none.
         """
-        with self._on_stream():
+        with self.on_stream():
             batch, done = self.next_batch(samples)
             with self._users_code():
                 if model is not None:
@@ -243,7 +243,8 @@ class Worker:
             raise UsageError(f"parameter_group({name!r}, …) gave {_shown(group)}: must give a rfast_zmq.task.Group")
         return group
 
-    def _on_stream(self) -> AbstractContextManager[object]:
+    def on_stream(self) -> AbstractContextManager[object]:
+        """Within, what is computed on a GPU goes into this worker's own stream there."""
         return torch.cuda.stream(self._stream) if self._stream is not None else nullcontext()
 
     @contextmanager

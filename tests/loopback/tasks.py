@@ -31,7 +31,7 @@ class Line(Task):
         return (model(x) - y).square().mean()
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        error = (next(model.parameters()).detach()[0] - torch.arange(1.0, 9.0)).abs().max().item()
+        error = (next(model.parameters()).detach()[0].cpu() - torch.arange(1.0, 9.0)).abs().max().item()
         return {"loss": error**2, "error": error, "accuracy": 1.0 / (1.0 + error)}
 
 

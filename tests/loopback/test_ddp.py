@@ -169,7 +169,6 @@ def test_it_is_refused_where_it_cannot_run() -> None:
         ({"resend": 0.1}, "--resend 0.1"),
         ({"report_batch": 4}, "--report-batch 4.*--report-batch 11"),
         ({"bucket_bytes": 2048}, "bucket_mb=25"),
-        ({"device": "cuda"}, "--device cuda"),
         ({"algorithm_option": ("bucket_mb=0",)}, "bucket_mb=0"),
         ({"algorithm_option": ("find_unused_parameters=2",)}, "find_unused_parameters=2"),
     ],
