@@ -8,8 +8,8 @@ while the backward pass still goes on, and each node's optimiser takes the same 
 None of it is ours: no state machine stands behind the name, and no ZeroMQ. So it is not in the simulator, nor under
 ``rfast node``; ``ring-allreduce`` is the same mathematics there. ``rfast_zmq/launch/ddp.py`` runs it (``rfast run``).
 
-``bucket_mb`` is torch's ``bucket_cap_mb``; ``find_unused_parameters`` (0 or 1) torch's flag of that name, for models
-of which a step may leave a parameter unused.
+``bucket_mb`` is torch's ``bucket_cap_mb`` (25: its default, whose first bucket is of 1 MB); ``find_unused_parameters``
+(0 or 1) torch's flag of that name, for models of which a step may leave a parameter unused.
 
 Source: Li et al., "PyTorch Distributed: Experiences on Accelerating Data Parallel Training", arXiv 2006.15704.
 """

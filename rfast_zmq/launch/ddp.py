@@ -45,6 +45,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from rfast_zmq.algorithms import Ddp
 from rfast_zmq.assembly import Plan
 from rfast_zmq.errors import UsageError
 from rfast_zmq.launch.ddp_optimizer import make_optimizer, plain, set_rates
@@ -92,7 +93,7 @@ class DdpNode(Guest):
         self._scale = self.worker.weight * self._n / sum(float(theirs[0]) for theirs in everybodys)
         self._model = DistributedDataParallel(
             _Step(self.worker, WORD + 2 * self._n),
-            bucket_cap_mb=options["bucket_mb"],
+            bucket_cap_mb=None if options["bucket_mb"] == Ddp.options["bucket_mb"] else options["bucket_mb"],
             find_unused_parameters=bool(options["find_unused_parameters"]),
         )
         self._backward = SlowedBackward(p for group in self.worker.parameters() for p in group)
@@ -116,6 +117,7 @@ class DdpNode(Guest):
         computed_s = self._backward.ended()
         self._waited_s += time.perf_counter() - computed_s
         self._own_samples += samples
+        self._gradients += 1
         self._bytes += self._step_bytes
         pace = samples / max(computed_s - began_s, 1e-9)
         self._pace = pace if not self._pace else self._pace + 0.1 * (pace - self._pace)

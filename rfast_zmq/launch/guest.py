@@ -67,7 +67,7 @@ class Guest(ABC):
         self._fault: BaseException | None = None
         self._cpu0_s = time.process_time()
         self._thread_cpu_s = 0.0
-        self._steps = self._samples = self._own_samples = self._bytes = 0
+        self._steps = self._gradients = self._samples = self._own_samples = self._bytes = 0
         self._pace = self._waited_s = self._rounds = 0.0
         self._mean_loss = nan
         self._paces = [0.0] * self._n
@@ -127,7 +127,7 @@ class Guest(ABC):
             self._started = True
             self.worker.hook("on_start")
             training = asyncio.ensure_future(self._in_thread(self._train))
-            reporting = asyncio.ensure_future(self._reporting())
+            reporting = asyncio.ensure_future(self._reported())
             await self._unless_gone(self._trained(training))
             reporting.cancel()
             self.wall_s = self._now()
@@ -235,6 +235,12 @@ class Guest(ABC):
                 f"{who}: its loss is no longer finite at round {self._rounds:.1f}: the run ends; try a lower --lr"
             )
 
+    async def _reported(self) -> None:
+        try:
+            await self._reporting()
+        except Exception as error:  # the user's hook
+            self._failed(error)
+
     async def _reporting(self) -> None:
         before_s, before = 0.0, 0
         while True:
@@ -255,7 +261,7 @@ class Guest(ABC):
             rounds=self._rounds,
             samples=self._samples,
             own_samples=self._own_samples,
-            gradients=self._steps,
+            gradients=self._gradients,
             loss=self._mean_loss,
             pace=self._pace,
             slowest_rank=slowest,

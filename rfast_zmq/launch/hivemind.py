@@ -146,6 +146,7 @@ class HivemindNode(Guest):
                 self._newest = self.worker.initial()
         self._waited_s += time.perf_counter() - computed_s
         self._own_samples += samples
+        self._gradients += 1
         pace = samples / max(computed_s - began_s, 1e-9)
         self._pace = pace if not self._pace else self._pace + 0.1 * (pace - self._pace)
         self._mean_loss = loss_now

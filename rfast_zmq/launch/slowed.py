@@ -26,15 +26,17 @@ class SlowedBackward:
     """Tells when the last gradient of a pass was there (on a GPU: computed); where times are emulated, sees that it
     was not earlier.
 
+    A pass that leaves parameters unused has its last gradient sooner: that is expected of the next, too.
+
     Args:
         parameters: that gradients are taken of.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         self._began_s = self._drawn_s = self._overslept_s = self._last_s = 0.0
-        self._ready = self._total = 0
+        self._ready = self._due = 0
         for p in parameters:
-            self._total += p.numel()
+            self._due += p.numel()
             p.register_hook(self._comes)  # type: ignore[no-untyped-call]
 
     def forward_begins(self, began_s: float, drawn_s: float) -> None:
@@ -53,16 +55,17 @@ class SlowedBackward:
 
     def ended(self) -> float:
         """The backward pass is done. When the last gradient was there (``time.perf_counter``)."""
-        if self._ready < self._total:  # a parameter had no gradient
+        if self._drawn_s and self._ready < self._due:  # a parameter had no gradient, which the pass before had
             self._until(1.0)
+        self._due = self._ready
         return self._last_s
 
     def _comes(self, gradient: Tensor) -> None:
         """A parameter's whole gradient, about to be accumulated."""
         self._ready += gradient.numel()
-        if gradient.is_cuda and self._ready == self._total:
+        if gradient.is_cuda and self._ready >= self._due:
             torch.cuda.current_stream(gradient.device).synchronize()
-        self._until(BEFORE_BACKWARD + (1.0 - BEFORE_BACKWARD) * self._ready / self._total)
+        self._until(BEFORE_BACKWARD + (1.0 - BEFORE_BACKWARD) * min(1.0, self._ready / max(1, self._due)))
 
     def _until(self, part: float) -> None:
         if self._drawn_s:

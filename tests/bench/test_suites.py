@@ -17,23 +17,24 @@ from math import inf, log2
 from pathlib import Path
 from shutil import copytree
 from statistics import median
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rfast_zmq.bench.suites import catalogue, workers
+from rfast_zmq.bench.suites import catalogue, runner, workers
 from rfast_zmq.bench.suites.catalogue import SUITES, Aim, Block, Suite
 from rfast_zmq.bench.suites.ground import ALONE, Cell, Contestant, Ground, Job, no_wait_rate
-from rfast_zmq.bench.suites.perform import perform
-from rfast_zmq.bench.suites.report import write
+from rfast_zmq.bench.suites.perform import Incomplete, perform
+from rfast_zmq.bench.suites.report import section, write
 from rfast_zmq.bench.suites.runner import FIXED, OWN, Choice, Runner
 from rfast_zmq.bench.suites.standings import ratios, reached, spread, tables_of
 from rfast_zmq.bench.suites.store import RUNS, Store
 from rfast_zmq.bench.suites.tuning import AS_GOOD, Score, best_batch, best_lr
 from rfast_zmq.cli import main
-from rfast_zmq.errors import TaskError, UsageError
+from rfast_zmq.errors import RfastError, TaskError, UsageError
 
 # ------------------------------------------------------------------------------------------ search
 
@@ -290,6 +291,73 @@ def test_real_processes_follow_at_the_lr_found_in_virtual_time(done: Path, tmp_p
     assert row["bytes"] > 0
     assert row["missing"] == []
     assert any("rfast-tree" in line and " virtual" not in line for line in said)
+
+
+def test_a_run_that_did_not_end_by_itself_is_tried_again_and_does_not_stop_the_others(
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copytree(done, tmp_path, dirs_exist_ok=True)
+    real = replace(BLOCK, ground=replace(TOY, simulated=False), cells=(CELL,), contestants=(OURS, RING))
+    tried: list[tuple[str, int]] = []
+
+    def perform(job: Job) -> dict[str, Any]:
+        tried.append((job.contestant.label, job.seed))
+        if job.contestant.label == "rfast-tree" and (job.seed == 1 or tried.count(tried[-1]) == 1):
+            raise Incomplete(f"{job.title}: rank 2 did not end by itself")
+        row = {"key": job.key, "series": job.series, "seed": job.seed, "code": runner.code(job.ground.task)}
+        return {**row, "target_s": 1.0, "simulated": False, "contestant": job.contestant.label}
+
+    monkeypatch.setattr(runner, "perform", perform)
+    with pytest.raises(RfastError, match="1 runs did not end by themselves twice"):
+        simulate(tmp_path, real, replace(CHOICE, seeds=2))
+    assert sorted(tried) == sorted([("rfast-tree", 0), ("rfast-tree", 1)] * 2 + [("ring-allreduce", s) for s in (0, 1)])
+    kept = {(r["contestant"], r["seed"]) for r in Store(tmp_path, "toy").runs.values() if not r["simulated"]}
+    assert kept == {("rfast-tree", 0), ("ring-allreduce", 0), ("ring-allreduce", 1)}
+
+
+def test_runs_of_other_code_are_made_again_and_a_report_of_both_says_so(done: Path, tmp_path: Path) -> None:
+    copytree(done, tmp_path, dirs_exist_ok=True)
+    rows = [json.loads(line) for line in (tmp_path / RUNS).read_text().splitlines()]
+    old = [
+        row for row in rows if row["contestant"] == "ring-allreduce" and row["seed"] == 0 and row["cell"] == CELL.key
+    ]
+    assert old
+    rows = [row | {"code": "another"} if row in old else row for row in rows]
+    (tmp_path / RUNS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "more than one state of the code" in write(tmp_path)[0].read_text()
+    store, said = simulate(tmp_path)
+    assert sum("runs of other code" in line for line in said) == 1
+    assert f"done: {len(old)} runs" in said[-1]
+    assert store.runs == Store(done, "toy").runs
+    assert "more than one state of the code" not in write(tmp_path)[0].read_text()
+
+
+def test_a_figure_that_was_not_measured_stands_in_the_report_with_the_reason(done: Path) -> None:
+    aims = [
+        (replace(AIM, ours=("rfast",)), "not run"),
+        (replace(AIM, over="ddp"), "`ddp` was not run"),
+        (replace(AIM, cell=replace(CELL, loss=0.3)), "`ring-allreduce` stops"),
+        (replace(AIM, cell=replace(CELL, speeds="even")), "not run"),
+    ]
+    block = replace(BLOCK, aims=tuple(aim for aim, _ in aims))
+    tables = tables_of(Suite(name="toy", about="", blocks=(block,)), Store(done, "toy"))
+    assert [f.why for f in reached(tables)] == [why for _, why in aims]
+    lines = section(TOY, tables, reached(tables), []).splitlines()
+    assert [line.split(" | ")[2] for line in lines if line.startswith("| ours")] == [why for _, why in aims]
+
+
+def test_on_its_best_topology_is_what_the_seeds_for_tuning_say(done: Path) -> None:
+    (table, *_) = tables_of(Suite(name="toy", about="", blocks=(BLOCK,)), Store(done, "toy"))
+    ours = table.named("rfast-tree")
+    assert ours
+    lucky = replace(ours, contestant=replace(OURS, label="lucky"), tuned=(ours.tuned[0] * 2, 0.0))
+    lucky.runs = {seed: row | {"target_s": row["target_s"] / 2} for seed, row in ours.runs.items()}
+    table.standings.append(lucky)
+    block = replace(BLOCK, aims=(replace(AIM, ours=("lucky", "rfast-tree")),))
+    table.block = block
+    (figure,) = reached([table])
+    assert figure.label == "rfast-tree"
+    assert lucky not in table.best_of_each_algorithm()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

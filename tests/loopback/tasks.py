@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from rfast_zmq.core.interface import Status
 from rfast_zmq.task import Group, Task
 
 
@@ -117,6 +118,12 @@ class Uneven(Line):
 
     def lr_schedule(self, rounds: float) -> float:
         return 1.0 / (1.0 + rounds / 20)
+
+
+class RaisesInReport(Line):
+    def on_report(self, status: Status) -> None:
+        if self.rank == 1:
+            raise ValueError("no such dashboard")
 
 
 class LeavesUnused(Line):

@@ -79,6 +79,17 @@ def test_a_parameter_that_a_step_leaves_unused_needs_the_option_of_that_name() -
     assert done.result.identity_error == 0.0
 
 
+def test_who_waits_is_told_where_a_parameter_is_left_unused() -> None:
+    """The slowest of three waits for nobody; the others for most of the time."""
+    unused = {"algorithm_option": ("find_unused_parameters=1",), "samples": 40 * 32}
+    done = run(plan("LeavesUnused", compute="constant:0.02", straggler=("1:4",), **unused))
+    waits = [node["waited_s"] / done.result.wall_s for node in done.result.per_node]
+    assert waits[0] > 0.5 > waits[1]
+    assert done.result.wall_s >= 40 * 0.08
+    assert done.result.slowest_node is not None
+    assert done.result.slowest_node["rank"] == 1
+
+
 def test_the_target_ends_a_run_and_the_result_has_every_figure(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -135,6 +146,13 @@ def test_a_task_that_raises_is_shown_with_its_rank_and_traceback() -> None:
         run(plan("RaisesAtTwo"))
     assert caught.value.rank == 2
     assert "no such column: price" in caught.value.traceback
+
+
+def test_a_hook_that_raises_between_two_steps_ends_the_run_too() -> None:
+    with pytest.raises(TaskError) as caught:
+        run(plan("RaisesInReport", samples=10**8))
+    assert caught.value.rank == 1
+    assert "no such dashboard" in caught.value.traceback
 
 
 def test_models_that_differ_between_ranks_are_refused() -> None:

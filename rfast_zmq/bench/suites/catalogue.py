@@ -128,8 +128,9 @@ QUICK = Block(
         _one("ring-allreduce", "ring", "sgd", 0.4),
         _one("d-psgd", "exponential", "sgd", 0.4),
         _one("ad-psgd", "exponential", "sgd", 0.4),
-        _one("osgp", "exponential", "sgd", 0.4),
-        _one("sgp", "exponential", "sgd", 0.4),
+        _one("ad-psgd, eighths", "exponential", "sgd", 0.2, report=0.125),
+        _one("osgp", "exponential", "sgd", 0.4, options=ONE_PEER),
+        _one("sgp", "exponential", "sgd", 0.4, options=ONE_PEER),
         _one("s-ab", "exponential", "sgd", 0.1),
         _alone("sgd", 0.4),
     ),
@@ -208,9 +209,11 @@ MLP = Ground(
 )  # fmt: skip
 SPARING = "rfast-tree, sparing"
 """Gradients of half a share, and a model each 50 ms: a quarter of the default's gradients and messages."""
+QUARTERS = "ad-psgd, quarters"
+"""Gradients of the size that ``rfast-tree`` has here, an exchange with each."""
 CONTESTANTS_B = (
-    # Gradients of a quarter of a share, a model each 25 ms: in virtual time as fast as the default, which makes twice
-    # as many of each; eight processes on two cores have no room for that.
+    # Gradients of a quarter of a share, a model each 25 ms. The default makes twice as many of each; eight processes on
+    # two cores have no room for that.
     _one("rfast-tree", "binary-tree", "nadam", 0.016, report=0.25, pace=0.025),
     _one(SPARING, "binary-tree", "nadam", 0.012, report=0.5, pace=0.05),
     _one("rfast", "exponential", "sgd", 0.2),
@@ -218,6 +221,7 @@ CONTESTANTS_B = (
     _one("ring-allreduce", "ring", "nadam", 0.012),
     _gossip("d-psgd", "exponential", 0.008),
     _gossip("ad-psgd", "exponential", 0.008),
+    _gossip(QUARTERS, "exponential", 0.004, report=0.25),
     _gossip("osgp", "exponential", 0.008, options=ONE_PEER),
     _alone("nadam", 0.008),
 )
@@ -249,9 +253,14 @@ PAPER_B = Block(
         _against_ddp(IID_EVEN, 0.0, table="own"),
         Aim(what="rfast-tree", ours=("rfast-tree",), over="ad-psgd", cell=IID, least=1.1),
         Aim(what="rfast-tree", ours=("rfast-tree",), over="ad-psgd", cell=LABEL, least=1.5),
-        Aim(what="CPU of rfast-tree", ours=("rfast-tree",), over="ad-psgd", cell=IID, least=0.5, kind="cpu"),
+        Aim(what="rfast-tree", ours=("rfast-tree",), over=QUARTERS, cell=IID, least=1.1),
+        Aim(what="rfast-tree", ours=("rfast-tree",), over=QUARTERS, cell=LABEL, least=1.5),
+        *(
+            Aim(what=f"CPU of {ours}", ours=(ours,), over=over, cell=IID, least=0.5, kind="cpu")
+            for ours in ("rfast-tree", SPARING)
+            for over in ("ad-psgd", QUARTERS)
+        ),
         Aim(what=SPARING, ours=(SPARING,), over="ad-psgd", cell=IID, least=1.1),
-        Aim(what=f"CPU of {SPARING}", ours=(SPARING,), over="ad-psgd", cell=IID, least=0.5, kind="cpu"),
         Aim(what="share of the no-wait limit", ours=("rfast-tree",), over=ALONE, cell=IID, least=0.9, kind="limit"),
         Aim(what="share of the no-wait limit", ours=("rfast-tree",), over=ALONE, cell=LABEL, least=0.8, kind="limit"),
         *(
@@ -273,7 +282,8 @@ PAPER_C = Block(
         _one("ring-allreduce", "ring", "nadam", 0.002),
         _gossip("d-psgd", "exponential", 0.002),
         _gossip("ad-psgd", "exponential", 0.002),
-        _gossip("osgp", "exponential", 0.002),
+        _gossip("ad-psgd, eighths", "exponential", 0.001, report=0.125),
+        _gossip("osgp", "exponential", 0.002, options=ONE_PEER),
         _alone("nadam", 0.002),
     ),
     cells=(LABEL, IID, EVEN, IID_EVEN),
@@ -292,7 +302,9 @@ RIVALS = Block(
         _one("ring-allreduce", "ring", "nadam", 0.012),
         _gossip("d-psgd", "exponential", 0.008),
         _gossip("ad-psgd", "exponential", 0.016),
+        _gossip("ad-psgd, eighths", "exponential", 0.004, report=0.125),
         _gossip("sgp", "exponential", 0.008),
+        _gossip("sgp, one peer", "exponential", 0.008, options=ONE_PEER),
         _gossip("osgp", "exponential", 0.008),
         _gossip("osgp, one peer", "exponential", 0.008, options=ONE_PEER),
         *(_gossip(f"local-sgd, H {h}", "ring", 0.008, options=(f"local_steps={h}",)) for h in (4, 8, 32)),
@@ -300,6 +312,10 @@ RIVALS = Block(
         *(
             _one(name, "binary-tree", "nadam", 0.012)
             for name in ("async-sgd", "ringmaster", "ringleader", "rennala", "amelie")
+        ),
+        *(
+            _one(f"{name}, eighths", "binary-tree", "nadam", 0.006, report=0.125)
+            for name in ("async-sgd", "ringmaster", "ringleader")
         ),
         _one("ringmaster, R n", "binary-tree", "nadam", 0.012, options=("delay_threshold=8",)),
         _alone("nadam", 0.016),
@@ -322,7 +338,8 @@ CHARLM = Block(
         _one("ring-allreduce", "ring", "nadam", 0.003),
         _gossip("d-psgd", "exponential", 0.003),
         _gossip("ad-psgd", "exponential", 0.003),
-        _gossip("osgp", "exponential", 0.003),
+        _gossip("ad-psgd, eighths", "exponential", 0.0015, report=0.125),
+        _gossip("osgp", "exponential", 0.003, options=ONE_PEER),
         _alone("nadam", 0.003),
     ),
     cells=(LABEL, EVEN),
@@ -379,12 +396,15 @@ SLOW_HOSTS = Block(
     contestants=(
         *(replace(c, report=0.25) for c in SLOW_LINKS.contestants[:2]),
         _one("ddp", "ring", "nadam", 0.012, tuned_as=("ring-allreduce", "ring")),
+        # Its default is one bucket of so small a model; several can leave while the rest is being computed.
+        _one("ddp, buckets of .1 MB", "ring", "nadam", 0.012, tuned_as=("ring-allreduce", "ring"),
+             options=("bucket_mb=0.1",)),
         _alone("nadam", 0.008),
     ),
     cells=SLOW_LINKS.cells,
     reference="ddp",
-    aims=tuple(replace(aim, over="ddp") for aim in SLOW_LINKS.aims),
-)
+    aims=tuple(replace(aim, over=over) for over in ("ddp", "ddp, buckets of .1 MB") for aim in SLOW_LINKS.aims),
+)  # fmt: skip
 
 # ------------------------------------------------------------------------------------------- scale
 
@@ -402,7 +422,7 @@ def _scale(nodes: int) -> Block:
         contestants=(
             _one("rfast-tree", "binary-tree", "sgd", 0.8, report=report),
             _one("rfast-tree, star", "star", "sgd", 0.8, report=report),
-            _one("osgp", "exponential", "sgd", 0.8, nodes_most=256),
+            _one("osgp", "exponential", "sgd", 0.8, nodes_most=256, options=ONE_PEER),
             _one("ad-psgd", "exponential", "sgd", 0.8, nodes_most=256),
             _one("ring-allreduce", "ring", "sgd", 1.6, nodes_most=64),
             _alone("sgd", 1.6),

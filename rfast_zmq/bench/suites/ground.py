@@ -202,16 +202,16 @@ class Job:
 
     def settings(self) -> Settings:
         ground, cell, contestant = self.ground, self.cell, self.contestant
-        algorithm, topology = contestant.algorithm, contestant.topology
+        algorithm, topology, options = contestant.algorithm, contestant.topology, contestant.options
         if self.simulated and contestant.tuned_as:
-            algorithm, topology = contestant.tuned_as
+            (algorithm, topology), options = contestant.tuned_as, ()
         nodes = 1 if contestant.alone else ground.nodes
         more: dict[str, Any] = {} if contestant.bucket_bytes is None else {"bucket_bytes": contestant.bucket_bytes}
         return Settings(
             nodes=nodes,
             topology=topology,
             algorithm=algorithm,
-            algorithm_option=contestant.options,
+            algorithm_option=options,
             split=cell.split,
             samples=ground.samples,
             target=None if cell.to_the_end else ground.target,

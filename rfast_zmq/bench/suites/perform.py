@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 from dataclasses import asdict
 from functools import cache
@@ -9,8 +10,11 @@ from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
+import torch
+
+import rfast_zmq
 from rfast_zmq.algorithms import METHODS
-from rfast_zmq.bench.suites.ground import Job
+from rfast_zmq.bench.suites.ground import Job, task_file
 from rfast_zmq.bench.suites.tuning import Score
 from rfast_zmq.errors import RfastError
 from rfast_zmq.launch import run
@@ -23,12 +27,17 @@ POINT = ("time_s", "samples", "bytes_sent", "accuracy", "loss")
 """What is kept of an evaluation, in this order."""
 
 
+class Incomplete(RfastError):
+    """A process ended before its run did, or did not end by itself: the run says nothing of the algorithm."""
+
+
 def perform(job: Job) -> Row:
     """Run it to its end. A run that the algorithm refuses gives a row that says why under ``stops``.
 
     Raises:
+        Incomplete: a process ended before the run did, or did not end by itself.
         KeyboardInterrupt: the user ended a real run.
-        RfastError: a task or a node failed, or a process ended before the run did.
+        RfastError: a task or a node failed.
     """
     settings = job.settings()
     row: Row = {
@@ -43,6 +52,7 @@ def perform(job: Job) -> Row:
         "simulated": job.simulated,
         "settings": {**asdict(settings), "data": job.data and Path(job.data).name},
         "versions": versions(),
+        "code": code(job.ground.task),
         "processor": processor(),
     }
     if job.cell.loss and not METHODS[settings.algorithm].bears_loss:
@@ -62,9 +72,7 @@ def perform(job: Job) -> Row:
         raise KeyboardInterrupt
     if done.result.missing:  # slower, or never there, for a reason that is none of the algorithm's
         lost = ", ".join(map(str, done.result.missing))
-        raise RfastError(
-            f"{job.title}: rank {lost} did not end by itself; nothing of this run is kept, go on from here"
-        )
+        raise Incomplete(f"{job.title}: rank {lost} did not end by itself; nothing of this run is kept")
     return row | _found(done.result, done.points)
 
 
@@ -112,3 +120,20 @@ def _number(value: float | None) -> float | None:
     if value is None or not isfinite(value):
         return None
     return float(f"{value:.7g}") if isinstance(value, float) else value
+
+
+@cache
+def code(task: str) -> str:
+    """A hash of what a run's figures depend on beside its settings: torch's version, the task's file, and this package
+    but for what reads results or the command line.
+
+    Args:
+        task: name of a file of ``nodes``.
+    """
+    package = Path(rfast_zmq.__file__).parent
+    unseen = {package / "bench", package / "cli"}
+    files = [path for path in sorted(package.rglob("*.py")) if not unseen & {*path.parents}]
+    found = hashlib.sha256(torch.__version__.encode())
+    for path in (*files, task_file(task)):
+        found.update(f"{path.name}\0".encode() + path.read_bytes())
+    return found.hexdigest()[:12]

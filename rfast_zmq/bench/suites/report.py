@@ -11,7 +11,7 @@ from rfast_zmq.bench.suites import pictures
 from rfast_zmq.bench.suites.catalogue import suite as named
 from rfast_zmq.bench.suites.ground import SIGMA, STRAGGLER_FACTOR, STRAGGLER_RANK, Ground
 from rfast_zmq.bench.suites.runner import FIXED, OWN
-from rfast_zmq.bench.suites.standings import Reached, Standing, Table, ratios, reached, spread, tables_of
+from rfast_zmq.bench.suites.standings import NOT_RUN, Reached, Standing, Table, ratios, reached, spread, tables_of
 from rfast_zmq.bench.suites.store import Store
 from rfast_zmq.errors import UsageError
 
@@ -75,10 +75,9 @@ def section(ground: Ground, tables: Sequence[Table], figures: Sequence[Reached],
     parts = [_conditions([ground], tables)]
     for link in links:
         parts.append(f"![{Path(link).stem.replace('-', ' ')}]({link})")
-    measured = [f for f in figures if f.values]
-    if measured:
+    if figures:
         lines = ["| figure | to reach | measured | |", "| --- | --- | --- | --- |"]
-        lines += [_figure(f) for f in measured]
+        lines += [_figure(f) for f in figures]
         parts.append("\n".join(lines))
     for kind in (FIXED, OWN):
         of_kind = [t for t in tables if t.kind == kind]
@@ -113,6 +112,9 @@ def _conditions(grounds: Sequence[Ground], tables: Sequence[Table]) -> str:
     rows = [row for t in tables for s in t.standings for row in s.runs.values()]
     seeds = sorted({row["seed"] for row in rows})
     processors = sorted({row["processor"] for row in rows})
+    mixed = (
+        "" if len({row.get("code") for row in rows}) < 2 else " **The runs are of more than one state of the code.**"
+    )
     torches = sorted({row["versions"].get("torch", "?") for row in rows})
     how = (
         f"in virtual time, each node on a line of {ground.bytes_per_s * 8 / 1e6:,.4g} Mbit/s out and in,"
@@ -135,7 +137,7 @@ def _conditions(grounds: Sequence[Ground], tables: Sequence[Table]) -> str:
         f"{nodes} nodes, {how}. Computing is emulated: {share}; with a straggler, {stragglers}; lognormal: each share"
         f" times a draw with σ = {SIGMA:g}. To an accuracy of {ground.target:g}, or {ground.samples:,} samples. Medians"
         f" of seeds {_ranges(seeds)} (least to most); ratios are of equal seeds."
-        f" torch {', '.join(torches)}; {', '.join(processors)}."
+        f" torch {', '.join(torches)}; {', '.join(processors)}.{mixed}"
     )
 
 
@@ -181,8 +183,11 @@ def _table(table: Table) -> str:
         limit = spread(table.limit_s().values(), "{:.3g}".format)
         waits = spread(ratios(base, table.limit_s()), "{:.2f}".format)
         blank = [""] * (1 if ground.simulated else 3)
-        times = [("no-wait limit", limit, waits)]
-        times += [("one machine", _time(alone), spread(ratios(base, alone.values("target_s")), "{:.2f}".format))]
+        where = "" if ground.simulated else ", in virtual time"
+        times = [(f"no-wait limit{where}", limit, waits)]
+        times += [
+            (f"one machine{where}", _time(alone), spread(ratios(base, alone.values("target_s")), "{:.2f}".format))
+        ]
         for name, time_s, over in times:
             lines.append([f"*{name}*", *settings, time_s, *([over] if base else []), samples, "", *blank])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -209,10 +214,12 @@ def _figure(f: Reached) -> str:
     sign = "≤" if aim.kind in ("cpu", "accuracy") else "≥"
     own = f" ({f.label.partition(', ')[2]})" if len(aim.ours) > 1 else ""
     unit = " ×" if aim.kind == "time" else ""
+    goal = f"{sign} {aim.least:g}{unit}" if aim.least else "stated"
+    if not f.values:
+        return f"| {aim.what}{own if f.why != NOT_RUN else ''}{over}; {where} | {goal} | {f.why} | |"
     measured = spread(f.values, "{:.2f}".format) + unit
     if f.value == float("inf"):
         measured = f"`{aim.over}` never got there" if min(f.values) == f.value else f"{measured} (never: `{aim.over}`)"
-    goal = f"{sign} {aim.least:g}{unit}" if aim.least else "stated"
     verdict = "reached" if f.reached else "**not reached**"
     if f.reached is None or not aim.least:
         verdict = "" if not aim.least else f"{len(f.values)} pairs of seeds are too few to say"

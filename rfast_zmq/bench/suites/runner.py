@@ -18,11 +18,11 @@ from statistics import median
 
 from rfast_zmq.bench.suites.catalogue import Block, Suite
 from rfast_zmq.bench.suites.ground import ALONE, Cell, Contestant, Ground, Job
-from rfast_zmq.bench.suites.perform import Row, perform, score
+from rfast_zmq.bench.suites.perform import Incomplete, Row, code, perform, score
 from rfast_zmq.bench.suites.store import Store
 from rfast_zmq.bench.suites.tuning import Score, Tuned, best_batch, best_lr
 from rfast_zmq.bench.suites.workers import Workers
-from rfast_zmq.errors import UsageError
+from rfast_zmq.errors import RfastError, UsageError
 from rfast_zmq.launch.namespaces import Namespaces
 
 TUNING_SEEDS = (1000, 1001)
@@ -88,7 +88,7 @@ class Runner:
         self.blocks = chosen_blocks(suite, choice)
         self._searches: dict[str, asyncio.Task[Tuned]] = {}
         self._asked: dict[str, asyncio.Task[Row]] = {}
-        self._began, self._ran, self._skipped = time.monotonic(), 0, 0
+        self._began, self._ran, self._skipped, self._of_other_code = time.monotonic(), 0, 0, False
 
     def run(self) -> None:
         """To the end. Ctrl-C, or SIGTERM, loses only the runs that are under way."""
@@ -100,9 +100,17 @@ class Runner:
 
     def _run(self) -> None:
         later = asyncio.run(self._in_virtual_time())
-        for left, job in zip(range(len(later), 0, -1), later, strict=True):
-            self._note(job, perform(job), f", {left - 1} left" if left > 1 else "")
+        once: list[Job] = []
+        for jobs, again in ((later, once), (once, [])):
+            for left, job in zip(range(len(jobs), 0, -1), jobs, strict=True):
+                try:
+                    self._note(job, perform(job), f", {left - 1} left" if left > 1 else "")
+                except Incomplete as error:
+                    self._tell(f"{self._clock()} {error}")
+                    again.append(job)
         self._tell(f"{self._clock()} done: {self._ran} runs, {self._skipped} were there")
+        if again:
+            raise RfastError(f"{len(again)} runs did not end by themselves twice; the same command tries them again")
 
     # ------------------------------------------------------------------------------- virtual time
 
@@ -125,8 +133,9 @@ class Runner:
                         if entry.block is block and entry.cell == cell and not _virtual(entry):
                             job = self._job(entry, found.batch, found.lr, seed, simulated=False)
                             later[job.key] = job
-        self._skipped += sum(key in self.store.runs for key in later)
-        return [job for key, job in later.items() if key not in self.store.runs]
+        left = [job for job in later.values() if self._there(job) is None]
+        self._skipped += len(later) - len(left)
+        return left
 
     def _entries(self) -> Iterable[Entry]:
         for block in self.blocks:
@@ -189,14 +198,24 @@ class Runner:
         return await self._asked[job.key]
 
     async def _simulate(self, job: Job) -> Row:
-        if (row := self.store.runs.get(job.key)) is not None:
+        if (there := self._there(job)) is not None:
             self._skipped += 1
-            return row
+            return there
         row = await self._workers.perform(job)
         self._note(job, row)
         return row
 
     # ------------------------------------------------------------------------------------ both
+
+    def _there(self, job: Job) -> Row | None:
+        """The run as it was made before, by the same code."""
+        row = self.store.runs.get(job.key)
+        if row is None or row.get("code") == code(job.ground.task):
+            return row
+        if not self._of_other_code:
+            self._tell(f"{self.store.folder} has runs of other code, or of another torch: they are made again")
+        self._of_other_code = True
+        return None
 
     def _job(self, entry: Entry, batch: int, lr: float, seed: int, *, simulated: bool) -> Job:
         lr = float(f"{lr:.6g}")

@@ -12,8 +12,10 @@ from rfast_zmq.bench.suites.catalogue import Aim, Block, Suite
 from rfast_zmq.bench.suites.ground import ALONE, Cell, Contestant, no_wait_rate
 from rfast_zmq.bench.suites.runner import ALONE_CELL, FIXED, OWN, TUNING_SEEDS
 from rfast_zmq.bench.suites.store import Store
+from rfast_zmq.bench.suites.tuning import Score
 
 Row = dict[str, Any]
+NOT_RUN, NOTHING = "not run", "neither got there on an equal seed"
 PAIRS_LEAST = 5
 """Paired seeds that a figure is judged by."""
 
@@ -27,6 +29,7 @@ class Standing:
         batch, lr: with which it ran.
         runs: by seed.
         open_end: the best lr is at the end of its grid.
+        tuned: how good it was on the seeds for tuning, the smaller the better.
     """
 
     contestant: Contestant
@@ -34,6 +37,7 @@ class Standing:
     lr: float
     runs: dict[int, Row]
     open_end: bool = False
+    tuned: Score = (inf, inf)
 
     @property
     def stops(self) -> str | None:
@@ -92,23 +96,25 @@ class Table:
         return {seed: samples / (over * rate) if samples and (over := wall_s[seed]) else None for seed, samples in runs}
 
     def best_of_each_algorithm(self) -> list[Standing]:
-        """Of an algorithm on several topologies the fastest."""
+        """Of an algorithm on several topologies, or with gradients of several sizes, the fastest on the seeds for
+        tuning."""
         best: dict[str, Standing] = {}
         for standing in self.standings:
             key = standing.contestant.algorithm + standing.contestant.wire
-            if key not in best or standing.median_s() < best[key].median_s():
+            if key not in best or standing.tuned < best[key].tuned:
                 best[key] = standing
         return list(best.values())
 
 
 @dataclass(frozen=True)
 class Reached:
-    """A figure to reach, and what was found: by seed, empty if it was not measured. Below :data:`PAIRS_LEAST` there is
-    no verdict."""
+    """A figure to reach, and what was found: by seed; empty if there is nothing to compare, and ``why``. Below
+    :data:`PAIRS_LEAST` there is no verdict."""
 
     aim: Aim
     label: str
     values: list[float]
+    why: str = ""
 
     @property
     def value(self) -> float:
@@ -135,7 +141,10 @@ def tables_of(suite: Suite, store: Store) -> list[Table]:
         if best is None or best["series"] not in series:
             return None
         runs = dict(sorted(series[best["series"]].items()))
-        return Standing(contestant.with_optimizer(best["optimizer"]), best["batch"], best["lr"], runs, best["open_end"])
+        optimizer, batch, lr = best["optimizer"], best["batch"], best["lr"]
+        scores = {(b, of): (inf if s is None else s, -a) for b, of, s, a in best["tried"][optimizer]}
+        own = contestant.with_optimizer(optimizer)
+        return Standing(own, batch, lr, runs, best["open_end"], scores.get((batch, lr), (inf, inf)))
 
     found = []
     for block in suite.blocks:
@@ -165,20 +174,23 @@ def reached(tables: Sequence[Table]) -> list[Reached]:
 def _reached(aim: Aim, table: Table | None) -> Reached:
     ours = [s for label in aim.ours if table and (s := table.named(label)) and not s.stops]
     if table is None or not ours:
-        return Reached(aim, aim.ours[0], [])
-    best = min(ours, key=Standing.median_s)
+        return Reached(aim, aim.ours[0], [], NOT_RUN)
+    best = min(ours, key=lambda s: s.tuned)
     theirs = table.named(aim.over)
     label = best.contestant.label
     if aim.kind == "limit":
-        return Reached(aim, label, ratios(table.limit_s(), best.values("target_s")))
-    if theirs is None or theirs.stops or aim.over == ALONE:
-        return Reached(aim, label, [])
+        values = ratios(table.limit_s(), best.values("target_s"))
+        return Reached(aim, label, values, "" if values else f"`{ALONE}` was {NOT_RUN}")
+    if theirs is None or theirs.stops:
+        return Reached(aim, label, [], f"`{aim.over}` stops" if theirs else f"`{aim.over}` was {NOT_RUN}")
     if aim.kind == "cpu":
-        return Reached(aim, label, ratios(best.values("cpu_s"), theirs.values("cpu_s")))
-    if aim.kind == "accuracy":
+        values = ratios(best.values("cpu_s"), theirs.values("cpu_s"))
+    elif aim.kind == "accuracy":
         pairs = paired(theirs.values("accuracy"), best.values("accuracy"))
-        return Reached(aim, label, [100 * (a - b) for a, b in pairs if a is not None and b is not None])
-    return Reached(aim, label, ratios(theirs.values("target_s"), best.values("target_s")))
+        values = [100 * (a - b) for a, b in pairs if a is not None and b is not None]
+    else:
+        values = ratios(theirs.values("target_s"), best.values("target_s"))
+    return Reached(aim, label, values, "" if values else NOTHING)
 
 
 def paired(a: dict[int, float | None], b: dict[int, float | None]) -> list[tuple[float | None, float | None]]:
