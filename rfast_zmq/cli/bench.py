@@ -171,7 +171,7 @@ def run(
     seeds
         How many are reported; if not given, 10 in virtual time and 5 in real processes.
     first_seed
-        The first of them; 1000 and 1001 are for tuning.
+        The first of them; 1000 to 1003 are for tuning.
     jobs
         Simulated runs at a time; if not given, one for each CPU.
     mnist

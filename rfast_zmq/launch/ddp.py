@@ -117,7 +117,6 @@ class DdpNode(Guest):
         computed_s = self._backward.ended()
         self._waited_s += time.perf_counter() - computed_s
         self._own_samples += samples
-        self._gradients += 1
         self._bytes += self._step_bytes
         pace = samples / max(computed_s - began_s, 1e-9)
         self._pace = pace if not self._pace else self._pace + 0.1 * (pace - self._pace)
@@ -151,6 +150,7 @@ class DdpNode(Guest):
         with self._stepping:
             self._descend()
             self._steps += 1
+            self._gradients += 1
             self._samples += round(samples)
             self._rounds = self._samples / (s.global_batch or 1)
         return not stop and (s.samples is None or self._samples < s.samples)

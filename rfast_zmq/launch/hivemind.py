@@ -166,8 +166,16 @@ class HivemindNode(Guest):
         if self._stop_wanted or (s.samples is not None and self._samples >= s.samples):
             if self.is_root:
                 self._end_all("")
+            else:
+                self._wait_for_the_root()
             return False
         return True
+
+    def _wait_for_the_root(self) -> None:
+        """It may be an epoch behind, and in want of somebody to get that from."""
+        until = time.monotonic() + self.plan.options["averaging_timeout_s"]
+        while not self._over.exists() and not self._gone.is_set() and time.monotonic() < until:
+            time.sleep(LOOK_S)
 
     def _end_all(self, trouble: str) -> None:
         """The run is over, for everybody."""

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -26,7 +26,6 @@ from torch import Tensor
 from rfast_zmq.algorithms import Ddp, Hivemind
 from rfast_zmq.assembly import Plan
 from rfast_zmq.errors import RfastError, TaskError, UsageError
-from rfast_zmq.launch.hivemind import end, helpers_of
 from rfast_zmq.launch.namespaces import Namespaces
 from rfast_zmq.launch.outcome import Observer, Run, check_target
 from rfast_zmq.launch.process import ENDING_SIGNALS, MODEL, Orders, leave_terminal, node_process, terminals
@@ -228,6 +227,7 @@ class _Loopback:
         pipe.close()
         child.pipe = None
         child.process.join()
+        _kill(child.process)  # what it has left behind
         if child.done is None:
             self._died(rank)
 
@@ -406,9 +406,12 @@ def _saved(folder: Path) -> dict[str, Tensor] | None:
 
 
 def _kill(process: BaseProcess) -> None:
-    if process.is_alive() and process.pid is not None:
-        if not process.daemon:  # it has processes of its own, which nobody else ends
-            end(helpers_of(process.pid))
+    if process.pid is None:
+        return
+    if not process.daemon and process.exitcode != 0:  # it has processes of its own, all of one group with it
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    if process.is_alive():
         process.kill()
         try:
             os.kill(process.pid, signal.SIGCONT)

@@ -134,6 +134,7 @@ def member(orders: Orders, watcher: PipeWatcher) -> Member:
         interface = None if orders.namespace is None else INTERFACE
         return DdpNode(plan, orders.rank, orders.folder, watcher, interface)
     if plan.method is Hivemind:
+        os.setpgid(0, 0)  # what hivemind starts can then be ended by whoever ends this process
         return HivemindNode(plan, orders.rank, orders.folder, watcher)
     return Node(plan, orders.rank, orders.addresses, orders.run, incarnation=1, watcher=watcher)
 

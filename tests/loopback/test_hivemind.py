@@ -50,6 +50,16 @@ def test_it_trains_to_the_target_and_its_processes_end_with_it() -> None:
 
 
 @installed
+def test_the_rules_with_moments_train_too_and_a_slow_root_gets_to_the_end() -> None:
+    done = run(plan("Line", optimizer="nadam", lr=0.3, samples=33 * 20, straggler=("0:4",)))
+    assert done.result.missing == []
+    assert done.result.samples >= 33 * 20
+    assert done.points[-1].loss < done.points[0].loss / 4
+    fast, slow = (done.result.per_node[rank]["gradients"] for rank in (1, 0))
+    assert fast > 2 * slow > 0
+
+
+@installed
 def test_ctrl_c_ends_a_run_in_order() -> None:
     asked = {"times": 0}
 
@@ -76,6 +86,7 @@ def test_a_killed_rank_ends_the_run_with_a_word() -> None:
     watch = Watch(act)
     try:
         done = run(plan("Line", samples=10**8, lr=0.05), watch)
+        assert not [helper for helper in left if helper.is_running() and helper.status() != "zombie"]
     finally:
         end(left)
     assert "p2pd" in names

@@ -171,6 +171,7 @@ PAPER_A = Block(
         _alone("sgd", 1.6),
     ),
     cells=(LABEL, IID, EVEN, UNEVEN, Cell(loss=0.2), Cell(loss=0.5)),
+    own_cells=(LABEL, IID),
     reference="ring-allreduce",
     aims=(
         *(
@@ -239,7 +240,7 @@ PAPER_B = Block(
     cells=(LABEL, IID, EVEN, IID_EVEN, UNEVEN, IID_UNEVEN, Cell(loss=0.2), Cell(loss=0.5), *TO_THE_END),
     own_cells=(LABEL, IID, EVEN, IID_EVEN),
     reference="ddp",
-    tuning_seeds=2,
+    tuning_seeds=4,
     aims=(
         _against_ddp(IID, 4.0),
         _against_ddp(LABEL, 3.5),

@@ -25,10 +25,12 @@ from rfast_zmq.bench.suites.workers import Workers
 from rfast_zmq.errors import RfastError, UsageError
 from rfast_zmq.launch.namespaces import Namespaces
 
-TUNING_SEEDS = (1000, 1001)
+TUNING_SEEDS = (1000, 1001, 1002, 1003)
 ALONE_CELL = Cell(split="iid", speeds="even")
 FIXED, OWN = "fixed", "own"
 """The two tables: B given and lr at its best; B and lr at their best."""
+OWN_SEEDS_MOST = 2
+"""So many seeds an lr is tried with for the second, which tries many more of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +184,8 @@ class Runner:
 
     async def _search(self, entry: Entry) -> Tuned:
         async def ask(batch: int, lr: float) -> Score:
-            seeds = TUNING_SEEDS[: entry.block.tuning_seeds]
+            most = len(TUNING_SEEDS) if entry.table == FIXED else OWN_SEEDS_MOST
+            seeds = TUNING_SEEDS[: min(entry.block.tuning_seeds, most)]
             jobs = [self._job(entry, batch, lr, seed, simulated=True) for seed in seeds]
             scores = [score(row) for row in await asyncio.gather(*map(self._simulated, jobs))]
             return median(s for s, _ in scores), median(a for _, a in scores)
@@ -190,6 +193,7 @@ class Runner:
         if entry.table == FIXED:
             return await best_lr(ask, entry.ground.batch, entry.contestant.lr)
         first = await self._tuned(replace(entry, table=FIXED))
+        first = await best_lr(ask, first.batch, first.lr)
         return await best_batch(ask, first, least=entry.ground.nodes)
 
     async def _simulated(self, job: Job) -> Row:
@@ -272,7 +276,7 @@ def chosen_blocks(suite: Suite, choice: Choice) -> list[Block]:
     last = choice.first_seed + (choice.seeds or 10)
     if choice.first_seed < 0 or (choice.first_seed < TUNING_SEEDS[-1] + 1 and last > TUNING_SEEDS[0]):
         raise UsageError(
-            f"--first-seed {choice.first_seed}: seeds {TUNING_SEEDS[0]} and {TUNING_SEEDS[-1]} are for tuning; try 0"
+            f"--first-seed {choice.first_seed}: seeds {TUNING_SEEDS[0]} to {TUNING_SEEDS[-1]} are for tuning; try 0"
         )
     if choice.jobs < 1:
         raise UsageError(f"--jobs {choice.jobs}: must be 1 or more")
