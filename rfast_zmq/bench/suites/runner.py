@@ -130,7 +130,7 @@ class Runner:
         later: dict[str, Job] = {}
         for block in self.blocks:
             for cell in block.cells:
-                for seed in self._seeds(block.ground):
+                for seed in self._seeds(block):
                     for entry, found in tuned:
                         if entry.block is block and entry.cell == cell and not _virtual(entry):
                             job = self._job(entry, found.batch, found.lr, seed, simulated=False)
@@ -170,7 +170,8 @@ class Runner:
             }
         )
         if _virtual(entry):
-            jobs = [self._job(best, tuned.batch, tuned.lr, seed, simulated=True) for seed in self._seeds(entry.ground)]
+            seeds = self._seeds(entry.block)
+            jobs = [self._job(best, tuned.batch, tuned.lr, seed, simulated=True) for seed in seeds]
             await asyncio.gather(*map(self._simulated, jobs))
         return best, tuned
 
@@ -229,8 +230,8 @@ class Runner:
             simulated=simulated, data=data,
         )  # fmt: skip
 
-    def _seeds(self, ground: Ground) -> range:
-        count = self.choice.seeds or (10 if ground.simulated else 5)
+    def _seeds(self, block: Block) -> range:
+        count = self.choice.seeds or block.seeds or (10 if block.ground.simulated else 5)
         return range(self.choice.first_seed, self.choice.first_seed + count)
 
     def _note(self, job: Job, row: Row, left: str = "") -> None:
