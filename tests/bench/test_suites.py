@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from math import inf, log2
@@ -360,16 +361,19 @@ def test_on_its_best_topology_is_what_the_seeds_for_tuning_say(done: Path) -> No
     assert lucky not in table.best_of_each_algorithm()
 
 
+@pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_keeps_what_was_done_and_says_so_in_one_line(number: signal.Signals, tmp_path: Path) -> None:
+def test_ctrl_c_keeps_what_was_done_and_says_so_in_one_line(number: signal.Signals, times: int, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "rfast_zmq", "bench", "run", "quick", "--out", str(tmp_path)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as suite:
         assert suite.stderr
         first = suite.stderr.readline()
-        if number == signal.SIGINT:
-            os.killpg(suite.pid, number)  # as a terminal does: to the whole group
-        else:
-            suite.send_signal(number)
+        for again in range(times):
+            time.sleep(0.02 * again)  # the first is being dealt with
+            if number == signal.SIGINT:
+                os.killpg(suite.pid, number)  # as a terminal does: to the whole group
+            else:
+                suite.send_signal(number)
         rest = suite.stderr.read()
     assert "run 1: tuning, digits" in first
     assert suite.returncode == 130

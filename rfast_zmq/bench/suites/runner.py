@@ -94,7 +94,7 @@ class Runner:
 
     def run(self) -> None:
         """To the end. Ctrl-C, or SIGTERM, loses only the runs that are under way."""
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        before = signal.signal(signal.SIGTERM, _interrupt_once)
         try:
             self._run()
         finally:
@@ -252,6 +252,11 @@ class Runner:
     def _clock(self) -> str:
         minutes, seconds = divmod(int(time.monotonic() - self._began), 60)
         return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+
+
+def _interrupt_once(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def chosen_blocks(suite: Suite, choice: Choice) -> list[Block]:

@@ -65,16 +65,16 @@ class Workers:
         return found
 
     def _start(self) -> Connection:
-        ours, theirs = self._context.Pipe()
-        if sys.platform == "linux":
-            with signals_held():
+        with signals_held():  # who is interrupted here would leave a process that is in no list
+            ours, theirs = self._context.Pipe()
+            if sys.platform == "linux":
                 forkserver.ensure_running()
-        process = self._context.Process(target=_serve, args=(theirs,), daemon=True)  # type: ignore[attr-defined]
-        with without_main():
-            process.start()
-        theirs.close()
-        self._all.append((process, ours))
-        self._runs[ours] = 0
+            process = self._context.Process(target=_serve, args=(theirs,), daemon=True)  # type: ignore[attr-defined]
+            with without_main():
+                process.start()
+            theirs.close()
+            self._all.append((process, ours))
+            self._runs[ours] = 0
         return ours
 
     def _retire(self, pipe: Connection) -> None:
@@ -89,12 +89,14 @@ class Workers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for process, _ in self._all:
-            process.kill()  # type: ignore[attr-defined]
-            process.join()  # type: ignore[attr-defined]
-        self._threads.shutdown()  # whoever waits for a word has heard that there will be none
-        for _, pipe in self._all:
-            pipe.close()
+        with signals_held():  # a second Ctrl-C has to wait: they heed no signal but SIGKILL
+            for process, _ in self._all:
+                process.kill()  # type: ignore[attr-defined]
+            for process, _ in self._all:
+                process.join()  # type: ignore[attr-defined]
+            self._threads.shutdown()  # whoever waits for a word has heard that there will be none
+            for _, pipe in self._all:
+                pipe.close()
 
 
 def _serve(pipe: Connection) -> None:
