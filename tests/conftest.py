@@ -1,4 +1,4 @@
-"""What every test stands on: one torch thread, a hypothesis profile, and no process left behind.
+"""What every test stands on: one torch thread, a hypothesis profile, no process left behind, an end to every wait.
 
 Sockets and contexts that are left open need no fixture here: pyzmq warns of them when they are collected, and warnings
 are errors (pyproject.toml).
@@ -6,9 +6,14 @@ are errors (pyproject.toml).
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +24,10 @@ torch.set_num_threads(1)
 
 settings.register_profile("ci", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ci")
+
+# A shell that has no job control starts what goes to the background with Ctrl-C ignored, and so would be what we start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 GRACE_S = 5.0
 
@@ -51,3 +60,28 @@ def no_process_left() -> Iterator[None]:
         if time.monotonic() > end:
             pytest.fail(f"child processes left behind: {sorted(left)}")
         time.sleep(0.02)
+
+
+_WATCHES: dict[str, threading.Timer] = {}
+
+
+def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> None:
+    """A test that took too long is left by an exception, and then may wait, in a ``with``, for a process that never ends:
+    a little later its children are killed. (None: pytest-timeout sets its own timer as well.)"""
+    before = {pid for pid, _ in _children()}
+
+    def end_the_wait() -> None:
+        for pid, _ in _children():
+            if pid not in before:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    _WATCHES[item.nodeid] = watch = threading.Timer(settings.timeout + GRACE_S, end_the_wait)
+    watch.daemon = True
+    watch.start()
+
+
+def pytest_timeout_cancel_timer(item: pytest.Item) -> None:
+    if (watch := _WATCHES.pop(item.nodeid, None)) is not None:
+        watch.cancel()
+        watch.join()

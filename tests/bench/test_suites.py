@@ -376,7 +376,7 @@ def test_ctrl_c_keeps_what_was_done_and_says_so_in_one_line(number: signal.Signa
                 suite.send_signal(number)
         rest = suite.stderr.read()
     assert "run 1: tuning, digits" in first
-    assert suite.returncode == 130
+    assert suite.returncode in (130, *(-number for _ in range(times - 1)))  # the second may meet it at its very end
     assert [line for line in rest.splitlines() if " run " not in line] == ["rfast: interrupted"]
     assert Store(tmp_path, "quick").runs
 

@@ -90,18 +90,39 @@ class Runner:
         self.blocks = chosen_blocks(suite, choice)
         self._searches: dict[str, asyncio.Task[Tuned]] = {}
         self._asked: dict[str, asyncio.Task[Row]] = {}
+        self._cancel: Callable[[], object] | None = None  # ends what is under way in virtual time
+        self._interrupted = False
         self._began, self._ran, self._skipped, self._of_other_code = time.monotonic(), 0, 0, False
 
     def run(self) -> None:
         """To the end. Ctrl-C, or SIGTERM, loses only the runs that are under way."""
-        before = signal.signal(signal.SIGTERM, _interrupt_once)
+        heeded = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]
+        before = {number: signal.signal(number, self._interrupt) for number in heeded}
         try:
             self._run()
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _interrupt(self, number: int, frame: object) -> None:
+        """Once is enough. While the loop runs nothing is raised: where that hits the loop itself, a task that was to go
+        on never does, and where it hits the start of a process, nobody knows of it."""
+        if self._interrupted:
+            return
+        self._interrupted = True
+        if self._cancel is None:
+            raise KeyboardInterrupt
+        self._cancel()
 
     def _run(self) -> None:
-        later = asyncio.run(self._in_virtual_time())
+        try:
+            later = asyncio.run(self._in_virtual_time())
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None
+        finally:
+            self._cancel = None
+        if self._interrupted:
+            raise KeyboardInterrupt
         once: list[Job] = []
         for jobs, again in ((later, once), (once, [])):
             for left, job in zip(range(len(jobs), 0, -1), jobs, strict=True):
@@ -118,6 +139,9 @@ class Runner:
 
     async def _in_virtual_time(self) -> list[Job]:
         """Everything that is simulated; what is left to do in real processes, in order."""
+        loop, this = asyncio.get_running_loop(), asyncio.current_task()
+        assert this is not None
+        self._cancel = lambda: None if loop.is_closed() else loop.call_soon_threadsafe(this.cancel)
         with Workers(self.choice.jobs) as self._workers:
             try:
                 tuned = await asyncio.gather(*map(self._enter, self._entries()))
@@ -252,11 +276,6 @@ class Runner:
     def _clock(self) -> str:
         minutes, seconds = divmod(int(time.monotonic() - self._began), 60)
         return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
-
-
-def _interrupt_once(number: int, frame: object) -> None:
-    signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt
 
 
 def chosen_blocks(suite: Suite, choice: Choice) -> list[Block]:

@@ -65,7 +65,7 @@ class Workers:
         return found
 
     def _start(self) -> Connection:
-        with signals_held():  # who is interrupted here would leave a process that is in no list
+        with signals_held():
             ours, theirs = self._context.Pipe()
             if sys.platform == "linux":
                 forkserver.ensure_running()
@@ -89,14 +89,14 @@ class Workers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with signals_held():  # a second Ctrl-C has to wait: they heed no signal but SIGKILL
-            for process, _ in self._all:
-                process.kill()  # type: ignore[attr-defined]
-            for process, _ in self._all:
-                process.join()  # type: ignore[attr-defined]
-            self._threads.shutdown()  # whoever waits for a word has heard that there will be none
-            for _, pipe in self._all:
-                pipe.close()
+        there = list(self._all)  # a thread may be taking one that is retired out of it
+        for process, _ in there:
+            process.kill()  # type: ignore[attr-defined]
+        for process, _ in there:
+            process.join()  # type: ignore[attr-defined]
+        self._threads.shutdown()  # whoever waits for a word has heard that there will be none
+        for _, pipe in there:
+            pipe.close()
 
 
 def _serve(pipe: Connection) -> None:
