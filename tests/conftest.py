@@ -66,8 +66,8 @@ _WATCHES: dict[str, threading.Timer] = {}
 
 
 def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> None:
-    """A test that took too long is left by an exception, and then may wait, in a ``with``, for a process that never ends:
-    a little later its children are killed. (None: pytest-timeout sets its own timer as well.)"""
+    """A test that took too long is left by an exception, and may then wait, in a ``with``, for a process that never
+    ends: a little later its children are killed. (None: pytest-timeout sets its own timer as well.)"""
     before = {pid for pid, _ in _children()}
 
     def end_the_wait() -> None:
