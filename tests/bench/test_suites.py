@@ -364,8 +364,11 @@ def test_on_its_best_topology_is_what_the_seeds_for_tuning_say(done: Path) -> No
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_keeps_what_was_done_and_says_so_in_one_line(number: signal.Signals, times: int, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "rfast_zmq", "bench", "run", "quick", "--out", str(tmp_path)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as suite:
+    program = "from test_suites import *; SUITES['toy'] = Suite(name='toy', about='', blocks=(BLOCK,)); main()"
+    command = [sys.executable, "-c", program, "bench", "run", "toy", "--seeds", "100", "--out", str(tmp_path)]
+    with subprocess.Popen(
+        command, cwd=Path(__file__).parent, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as suite:
         assert suite.stderr
         first = suite.stderr.readline()
         for again in range(times):
@@ -375,10 +378,10 @@ def test_ctrl_c_keeps_what_was_done_and_says_so_in_one_line(number: signal.Signa
             else:
                 suite.send_signal(number)
         rest = suite.stderr.read()
-    assert "run 1: tuning, digits" in first
+    assert "run 1: tuning, toy" in first
     assert suite.returncode in (130, *(-number for _ in range(times - 1)))  # the second may meet it at its very end
     assert [line for line in rest.splitlines() if " run " not in line] == ["rfast: interrupted"]
-    assert Store(tmp_path, "quick").runs
+    assert Store(tmp_path, "toy").runs
 
 
 # ---------------------------------------------------------------------------------- the real suites
