@@ -12,7 +12,7 @@ from rfast_zmq.algorithms import METHODS, Algorithm, Method, NodeConfig, algorit
 from rfast_zmq.conditions import Faults, Speeds
 from rfast_zmq.errors import UsageError
 from rfast_zmq.results import Result
-from rfast_zmq.settings import DEFAULT_NODES, WIRES, Settings
+from rfast_zmq.settings import DEFAULT_NODES, Settings
 from rfast_zmq.task import Task, Trained, Worker, check_split, load_task
 from rfast_zmq.task.task import make_task
 from rfast_zmq.topology import Topology, build, is_file
@@ -60,8 +60,8 @@ class Plan:
         assert settings.split is not None
         assert settings.optimizer is not None
         check_split(settings.split)
-        clips, packs = settings.clip_norm is not None, settings.wire != WIRES[0]
-        kind = algorithm(settings.algorithm, settings.optimizer, clips=clips, packs=packs)
+        clips = settings.clip_norm is not None
+        kind = algorithm(settings.algorithm, settings.optimizer, clips=clips, wire=settings.wire)
         kind.check(topology)
         kind.check_settings(settings)
         options_of(kind, settings.algorithm_option)

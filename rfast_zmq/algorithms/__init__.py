@@ -24,6 +24,7 @@ from rfast_zmq.algorithms.s_ab import SAb
 from rfast_zmq.algorithms.sgp import Osgp, Sgp
 from rfast_zmq.core.interface import Algorithm, Method, NodeConfig
 from rfast_zmq.errors import UsageError
+from rfast_zmq.settings import WIRES
 
 OURS: dict[str, type[Algorithm]] = {kind.name: kind for kind in (RFastTree, RFast)}
 RIVALS: dict[str, type[Algorithm]] = {
@@ -39,17 +40,17 @@ METHODS: dict[str, type[Method]] = {**ALGORITHMS, Ddp.name: Ddp, Hivemind.name: 
 """And what somebody else's code carries out."""
 
 
-def algorithm(name: str, optimizer: str, clips: bool = False, packs: bool = False) -> type[Method]:
+def algorithm(name: str, optimizer: str, clips: bool = False, wire: str = WIRES[0]) -> type[Method]:
     """The class behind a name.
 
     Args:
         name: of the algorithm.
         optimizer: that it must honour.
         clips: whether it must clip gradients.
-        packs: whether payloads are to travel as something else than float32.
+        wire: how payloads are to travel.
 
     Raises:
-        UsageError: no such algorithm, or it cannot honour the optimiser, clip, or pack.
+        UsageError: no such algorithm, or it cannot honour the optimiser or the wire, or clip.
     """
     if name not in METHODS:
         near = get_close_matches(name, METHODS, n=1)
@@ -64,8 +65,9 @@ def algorithm(name: str, optimizer: str, clips: bool = False, packs: bool = Fals
         )
     if clips and not chosen.clips:
         raise UsageError(f"--clip-norm (given, or the task's own): --algorithm {name} does not clip; leave it out")
-    if packs and not chosen.packs:
-        raise UsageError(f"--wire: --algorithm {name} sends float32 only; leave it out")
+    if wire not in (WIRES[0], *chosen.packs):
+        sends = " or ".join((WIRES[0], *chosen.packs)) if chosen.packs else f"{WIRES[0]} only"
+        raise UsageError(f"--wire {wire}: --algorithm {name} sends {sends}; leave it out")
     return chosen
 
 

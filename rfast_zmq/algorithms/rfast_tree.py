@@ -63,6 +63,7 @@ from rfast_zmq.core.events import (
 from rfast_zmq.core.interface import NodeConfig
 from rfast_zmq.core.skeleton import SCALE_LEAST, Skeleton
 from rfast_zmq.core.slots import EARLY, PATIENT
+from rfast_zmq.settings import WIRES
 from rfast_zmq.task.finite import is_finite
 
 WEIGHT_LEAST = 1e-9
@@ -104,7 +105,7 @@ class RFastTree(Skeleton):
     name: ClassVar[str] = "rfast-tree"
     optimizers: ClassVar[tuple[str, ...]] = ("nadam", "adam", "sgd", "momentum", "nesterov")
     clips: ClassVar[bool] = True
-    packs: ClassVar[bool] = True
+    packs: ClassVar[tuple[str, ...]] = WIRES[1:]
 
     def __init__(self, config: NodeConfig) -> None:
         layout, rank = config.layout, config.rank

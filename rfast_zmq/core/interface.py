@@ -137,8 +137,8 @@ class Method(ABC):
     """The values of ``--optimizer`` it can honour."""
     clips: ClassVar[bool] = False
     """Whether it can honour ``--clip-norm``."""
-    packs: ClassVar[bool] = False
-    """Whether it can honour ``--wire``."""
+    packs: ClassVar[tuple[str, ...]] = ()
+    """The values of ``--wire`` it can honour, besides float32."""
     bears_loss: ClassVar[bool] = True
     """Whether it goes on where messages are lost, late or repeated; else injected faults are refused."""
     options: ClassVar[Mapping[str, float]] = {}

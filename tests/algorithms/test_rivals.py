@@ -247,7 +247,7 @@ def test_who_is_fast_waits_for_who_is_slow_and_that_is_counted(name: str) -> Non
         ("d-psgd", {"drop": 0.1}, "--drop 0.1: --algorithm d-psgd counts on every message"),
         ("sgp", {"reorder": 0.5}, "--reorder 0.5: --algorithm sgp counts on every message"),
         ("ring-allreduce", {"topology": "binary-tree"}, "take --topology ring"),
-        ("osgp", {"wire": "int8"}, "--wire: --algorithm osgp sends float32 only"),
+        ("osgp", {"wire": "int8"}, "--wire int8: --algorithm osgp sends float32 only"),
     ],
 )
 def test_what_it_cannot_do_is_refused(name: str, given: dict[str, Any], said: str) -> None:

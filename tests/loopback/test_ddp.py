@@ -62,6 +62,23 @@ def test_the_model_is_that_of_ring_allreduce_with_the_same_draws(task: str, sett
     assert done.result.missing == []
 
 
+def test_in_bf16_gradients_are_rounded_and_what_is_counted_is_not() -> None:
+    """All nodes have one model, near that of float32 and not it; 301 samples, which bf16 cannot hold, are 301; half the
+    bytes."""
+    settings: dict[str, Any] = {"global_batch": 903, "optimizer": "sgd", "weight_decay": 0.1, "samples": 40 * 903}
+    whole, half = run(plan("Uneven", **settings)), run(plan("Uneven", wire="bf16", **settings))
+    assert (half.result.samples, half.result.rounds) == (40 * 903, 40)
+    assert half.result.identity_error == 0.0
+    assert whole.model is not None
+    assert half.model is not None
+    for name, t in whole.model.items():
+        apart = float((half.model[name] - t).norm() / t.norm())
+        assert 0 < apart < 0.02, name
+    word = 4 * (4 + 2 * 3)
+    parameters = sum(t.numel() for t in whole.model.values())
+    assert half.result.bytes_sent == 40 * 3 * (2 * 2 * (2 * parameters + word) // 3)
+
+
 def test_one_step_clipped_is_as_long_as_the_bound() -> None:
     settings = plan("Line", global_batch=33, optimizer="sgd", lr=1.0, samples=33, clip_norm=0.5)
     done = run(settings)
@@ -182,7 +199,7 @@ def test_it_is_refused_where_it_cannot_run() -> None:
     ("settings", "said"),
     [
         ({"drop": 0.1}, "--drop 0.1"),
-        ({"wire": "int8"}, "--wire"),
+        ({"wire": "int8"}, "--wire int8: --algorithm ddp sends float32 or bf16"),
         ({"pace": 0.1}, "--pace 0.1"),
         ({"resend": 0.1}, "--resend 0.1"),
         ({"report_batch": 4}, "--report-batch 4.*--report-batch 11"),

@@ -229,7 +229,6 @@ CONTESTANTS_B = (
     _gossip("osgp", "exponential", 0.008, options=ONE_PEER),
     _alone("nadam", 0.008),
 )
-TO_THE_END = tuple(Cell(split=split, speeds="even", to_the_end=True) for split in ("label", "iid"))
 
 
 def _against_ddp(cell: Cell, least: float, **more: object) -> Aim:
@@ -240,7 +239,7 @@ PAPER_B = Block(
     part="b",
     ground=MLP,
     contestants=CONTESTANTS_B,
-    cells=(LABEL, IID, EVEN, IID_EVEN, UNEVEN, IID_UNEVEN, Cell(loss=0.2), Cell(loss=0.5), *TO_THE_END),
+    cells=(LABEL, IID, EVEN, IID_EVEN, UNEVEN, IID_UNEVEN, Cell(loss=0.2), Cell(loss=0.5)),
     own_cells=(LABEL, IID, EVEN, IID_EVEN),
     reference="ddp",
     tuning_seeds=4,
@@ -267,12 +266,20 @@ PAPER_B = Block(
         Aim(what=SPARING, ours=(SPARING,), over="ad-psgd", cell=IID, least=1.1),
         Aim(what="share of the no-wait limit", ours=("rfast-tree",), over=ALONE, cell=IID, least=0.9, kind="limit"),
         Aim(what="share of the no-wait limit", ours=("rfast-tree",), over=ALONE, cell=LABEL, least=0.8, kind="limit"),
-        *(
-            Aim(what="points behind ddp", ours=("rfast-tree",), over="ddp", cell=cell, least=0.5, kind="accuracy")
-            for cell in TO_THE_END
-        ),
     ),
 )  # fmt: skip
+TO_THE_END = tuple(Cell(split=split, speeds="even", to_the_end=True) for split in ("label", "iid"))
+PAPER_B_END = Block(
+    part="b",
+    ground=replace(MLP, name="mlp-end", title=f"{MLP.title}, all samples"),
+    contestants=CONTESTANTS_B[:-1],
+    cells=TO_THE_END,
+    reference="ddp",
+    aims=tuple(
+        Aim(what="points behind ddp", ours=("rfast-tree",), over="ddp", cell=cell, least=0.5, kind="accuracy")
+        for cell in TO_THE_END
+    ),
+)
 
 CIFAR = Ground(
     name="cifar10", title="CIFAR-10, a small ResNet", task="cifar10.py", data="cifar10", target=0.45, samples=60_000,
@@ -366,6 +373,7 @@ SLOW_LINKS = Block(
         *_with(
             (
                 _one("rfast-tree, float32", "double-tree", "nadam", 0.012, report=0.125),
+                _one("rfast-tree, bf16", "double-tree", "nadam", 0.012, report=0.125, wire="bf16"),
                 _one("rfast-tree, int8", "double-tree", "nadam", 0.012, report=0.125, wire="int8"),
                 _one("ring-allreduce", "ring", "nadam", 0.012),
                 _gossip("d-psgd", "ring", 0.008),
@@ -383,7 +391,7 @@ SLOW_LINKS = Block(
     aims=tuple(
         Aim(what=f"rfast-tree, {wire}", ours=(f"rfast-tree, {wire}",),
             over="ring-allreduce", cell=cell, least=least)
-        for wire, leasts in (("float32", (2.2, 4.0, 1.0, 1.5)), ("int8", (3.5, 3.5, 1.5, 1.5)))
+        for wire, leasts in (("float32", (2.2, 4.0, 1.0, 1.5)), ("bf16", (0.0,) * 4), ("int8", (3.5, 3.5, 1.5, 1.5)))
         for cell, least in zip((LABEL, IID, EVEN, IID_EVEN), leasts, strict=True)
     ),
 )  # fmt: skip
@@ -398,16 +406,26 @@ SLOW_HOSTS = Block(
         hosts=True,
     ),
     contestants=(
-        *(replace(c, report=0.25) for c in SLOW_LINKS.contestants[:2]),
+        *(replace(c, report=0.25) for c in SLOW_LINKS.contestants[:3]),
         _one("ddp", "ring", "nadam", 0.012, tuned_as=("ring-allreduce", "ring")),
         # Its default is one bucket of so small a model; several can leave while the rest is being computed.
         _one("ddp, buckets of .1 MB", "ring", "nadam", 0.012, tuned_as=("ring-allreduce", "ring"),
              options=("bucket_mb=0.1",)),
+        _one("ddp, bf16", "ring", "nadam", 0.012, tuned_as=("ring-allreduce", "ring"), wire="bf16"),
         _alone("nadam", 0.008),
     ),
     cells=SLOW_LINKS.cells,
     reference="ddp",
-    aims=tuple(replace(aim, over=over) for over in ("ddp", "ddp, buckets of .1 MB") for aim in SLOW_LINKS.aims),
+    aims=tuple(
+        replace(aim, over=over, least=aim.least if over == "ddp" or "float32" in aim.what else 0.0)
+        for overs, aims in (
+            (("ddp", "ddp, buckets of .1 MB"), SLOW_LINKS.aims[:4]),
+            (("ddp, bf16",), SLOW_LINKS.aims[4:8]),
+            (("ddp", "ddp, bf16"), SLOW_LINKS.aims[8:]),
+        )
+        for over in overs
+        for aim in aims
+    ),
 )  # fmt: skip
 
 # ------------------------------------------------------------------------------------------- scale
@@ -449,7 +467,7 @@ SUITES = {
             name="paper",
             about="the paper's claims: (a) softmax regression over five topologies, in virtual time; (b) a perceptron"
             " in real processes; (c) a ResNet, in virtual time",
-            blocks=(PAPER_A, PAPER_B, PAPER_C),
+            blocks=(PAPER_A, PAPER_B, PAPER_B_END, PAPER_C),
         ),
         Suite(name="rivals", about="every algorithm here on the perceptron, in virtual time", blocks=(RIVALS,)),
         Suite(name="charlm", about="a transformer on text, in virtual time", blocks=(CHARLM,)),

@@ -15,7 +15,7 @@ from typing import Any
 from rfast_zmq.assembly import Plan
 from rfast_zmq.conditions import Speeds
 from rfast_zmq.errors import UsageError
-from rfast_zmq.settings import Settings
+from rfast_zmq.settings import WIRES, Settings
 
 SPEEDS = {"even": "even speeds", "lognormal": "lognormal(.5) speeds", "straggler": "one 5× straggler"}
 SIGMA, STRAGGLER_RANK, STRAGGLER_FACTOR = 0.5, 5, 5
@@ -203,8 +203,9 @@ class Job:
     def settings(self) -> Settings:
         ground, cell, contestant = self.ground, self.cell, self.contestant
         algorithm, topology, options = contestant.algorithm, contestant.topology, contestant.options
+        wire = contestant.wire
         if self.simulated and contestant.tuned_as:
-            (algorithm, topology), options = contestant.tuned_as, ()
+            (algorithm, topology), options, wire = contestant.tuned_as, (), WIRES[0]
         nodes = 1 if contestant.alone else ground.nodes
         more: dict[str, Any] = {} if contestant.bucket_bytes is None else {"bucket_bytes": contestant.bucket_bytes}
         return Settings(
@@ -220,7 +221,7 @@ class Job:
             global_batch=self.batch,
             report_batch=self._report(nodes),
             pace=contestant.pace,
-            wire=contestant.wire,
+            wire=wire,
             drop=cell.loss,
             seed=self.seed,
             data=self.data,
