@@ -51,6 +51,16 @@ def test_ddp_takes_the_steps_it_takes_on_the_cpu(optimizer: str) -> None:
         assert done.model[name] == pytest.approx(t, abs=SAME), name
 
 
+def test_ddp_in_bf16_ends_near_what_it_is_in_float32() -> None:
+    settings = {"optimizer": "sgd", "lr": 0.01, "global_batch": 33}
+    expected, steps = simulated("Uneven", **settings, device="cpu")
+    done = run(ddp_plan("Uneven", **settings, device="cuda", wire="bf16", samples=steps * 33))
+    assert (done.result.samples, done.result.identity_error) == (steps * 33, 0.0)
+    assert done.model is not None
+    for name, t in expected.items():
+        assert float((done.model[name] - t).norm() / t.norm()) < 0.02, name
+
+
 def test_ddp_says_what_was_computed_and_what_was_waited_for() -> None:
     """Not emulated: what a GPU still computes when the calls return is no waiting. The others wait for it."""
     done = run(ddp_plan("HeavyAtOne", device="cuda", samples=100 * 33, global_batch=33))
