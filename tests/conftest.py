@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_timeout
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -68,6 +69,8 @@ _WATCHES: dict[str, threading.Timer] = {}
 def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> None:
     """A test that took too long is left by an exception, and may then wait, in a ``with``, for a process that never
     ends: a little later its children are killed. (None: pytest-timeout sets its own timer as well.)"""
+    if pytest_timeout.is_debugging():
+        return
     before = {pid for pid, _ in _children()}
 
     def end_the_wait() -> None:

@@ -9,8 +9,8 @@ None of it is ours: no state machine stands behind the name, and no ZeroMQ. So i
 ``rfast node``; ``ring-allreduce`` is the same mathematics there. ``rfast_zmq/launch/ddp.py`` runs it (``rfast run``).
 
 ``bucket_mb`` is torch's ``bucket_cap_mb`` (25: its default, whose first bucket is of 1 MB); ``find_unused_parameters``
-(0 or 1) torch's flag of that name, for models of which a step may leave a parameter unused. ``--wire bf16`` is torch's
-``bf16_compress_hook``: gradients are summed as bf16, with no feedback of what rounding loses.
+(0 or 1) torch's flag of that name, for models of which a step may leave a parameter unused. ``--wire bf16`` does what
+torch's ``bf16_compress_hook`` does: gradients are summed as bf16, with no feedback of what rounding loses.
 
 Source: Li et al., "PyTorch Distributed: Experiences on Accelerating Data Parallel Training", arXiv 2006.15704.
 """

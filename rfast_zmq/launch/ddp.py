@@ -21,7 +21,8 @@ message, and everybody stops after the same step. A step in which somebody's los
 **On a GPU** gloo goes by way of the host's memory, and ranks may share one; NCCL, which does neither, is not used. All
 of it is computed in the worker's own stream there, so that evaluations stand beside it.
 
-**Half the bytes** (``--wire bf16``): torch's ``bf16_compress_hook``, but that the word travels as float32 by itself.
+**Half the bytes** (``--wire bf16``): as torch's ``bf16_compress_hook``, but that the word, which counts, travels as
+float32 besides, in a message of its own.
 
 **Figures.** A node's waiting is the time of its backward pass after its last gradient was there. Bytes are reckoned,
 not measured: what a ring all-reduce sends, 2 (n − 1)/n of the vector a node. The CPU of communication is all but what
@@ -99,13 +100,13 @@ class DdpNode(Guest):
             bucket_cap_mb=None if options["bucket_mb"] == Ddp.options["bucket_mb"] else options["bucket_mb"],
             find_unused_parameters=bool(options["find_unused_parameters"]),
         )
-        each = 4
+        each, words = 4, 0
         if self.plan.settings.wire == "bf16":
             # Torch would read the annotations, which here are strings, and refuse.
             self._model.register_comm_hook(self._model.module.word, lambda word, bucket: _in_bf16(word, bucket))
-            each = 2
+            each, words = 2, 4
         self._backward = SlowedBackward(p for group in self.worker.parameters() for p in group)
-        vector = each * layout.parameters + 4 * (WORD + 2 * self._n)
+        vector = each * layout.parameters + (each + words) * (WORD + 2 * self._n)
         self._step_bytes = 2 * (self._n - 1) * vector // self._n
 
     def _step(self) -> bool:
@@ -203,13 +204,15 @@ def _in_bf16(word: nn.Parameter, bucket: Any) -> Future[Tensor]:
     sent = [whole.to(torch.bfloat16).div_(n), *(g / n for g in words)]
     under_way = [dist.all_reduce(t, async_op=True) for t in sent]
 
-    def arrived(_: object = None) -> Tensor:
+    def arrived(all_of_them: Future[Any] | None = None) -> Tensor:
+        if all_of_them is not None:
+            all_of_them.value()  # raises what became of a rank that is gone
         whole.copy_(sent[0])
         for mine, mean in zip(words, sent[1:], strict=True):
             mine.copy_(mean)
         return whole
 
-    if whole.is_cuda:  # what is done when it has come would not be done in the stream of the pass
+    if whole.is_cuda:  # what is done when it has come would not be done in the stream of the pass, which so waits
         for work in under_way:
             work.wait()
         done: Future[Tensor] = Future()

@@ -117,6 +117,7 @@ class _Loopback:
                     self.observer.rescued(model)
                 raise self._fault
             self._collect(folder)
+            self.out.interrupted |= self._interrupts > self._orders_given  # too late to change anything, but heard
         finally:
             self._end_all()
             if folder is not None:

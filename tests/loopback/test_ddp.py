@@ -62,10 +62,12 @@ def test_the_model_is_that_of_ring_allreduce_with_the_same_draws(task: str, sett
     assert done.result.missing == []
 
 
-def test_in_bf16_gradients_are_rounded_and_what_is_counted_is_not() -> None:
-    """All nodes have one model, near that of float32 and not it; 301 samples, which bf16 cannot hold, are 301; half the
-    bytes."""
+@pytest.mark.parametrize("bucket_mb", [25, 1e-5])
+def test_in_bf16_gradients_are_rounded_and_what_is_counted_is_not(bucket_mb: float) -> None:
+    """In one bucket, and in one for each parameter: all nodes have one model, near that of float32 and not it; 301
+    samples, which bf16 cannot hold, are 301; half the bytes."""
     settings: dict[str, Any] = {"global_batch": 903, "optimizer": "sgd", "weight_decay": 0.1, "samples": 40 * 903}
+    settings["algorithm_option"] = (f"bucket_mb={bucket_mb}",)
     whole, half = run(plan("Uneven", **settings)), run(plan("Uneven", wire="bf16", **settings))
     assert (half.result.samples, half.result.rounds) == (40 * 903, 40)
     assert half.result.identity_error == 0.0
@@ -74,9 +76,9 @@ def test_in_bf16_gradients_are_rounded_and_what_is_counted_is_not() -> None:
     for name, t in whole.model.items():
         apart = float((half.model[name] - t).norm() / t.norm())
         assert 0 < apart < 0.02, name
-    word = 4 * (4 + 2 * 3)
+    word = 4 + 2 * 3
     parameters = sum(t.numel() for t in whole.model.values())
-    assert half.result.bytes_sent == 40 * 3 * (2 * 2 * (2 * parameters + word) // 3)
+    assert half.result.bytes_sent == 40 * 3 * (2 * 2 * (2 * (parameters + word) + 4 * word) // 3)
 
 
 def test_one_step_clipped_is_as_long_as_the_bound() -> None:
@@ -91,9 +93,10 @@ def test_one_step_clipped_is_as_long_as_the_bound() -> None:
 def test_a_parameter_that_a_step_leaves_unused_needs_the_option_of_that_name() -> None:
     with pytest.raises(UsageError, match="--algorithm-option find_unused_parameters=1"):
         run(plan("LeavesUnused"))
-    done = run(plan("LeavesUnused", algorithm_option=("find_unused_parameters=1",)))
-    assert done.result.missing == []
-    assert done.result.identity_error == 0.0
+    for wire in ("float32", "bf16"):
+        done = run(plan("LeavesUnused", algorithm_option=("find_unused_parameters=1",), wire=wire))
+        assert done.result.missing == []
+        assert done.result.identity_error == 0.0
 
 
 def test_who_waits_is_told_where_a_parameter_is_left_unused() -> None:
@@ -130,14 +133,16 @@ def test_the_target_ends_a_run_and_the_result_has_every_figure(
     assert {"metrics.jsonl", "nodes.jsonl", "model.safetensors", "result.json"} <= {p.name for p in out.iterdir()}
 
 
-def test_a_killed_rank_ends_the_run_with_a_word() -> None:
+@pytest.mark.parametrize("wire", ["float32", "bf16"])
+def test_a_killed_rank_ends_the_run_with_a_word(wire: str) -> None:
     def act(watch: Watch) -> None:
         watch.until(lambda: watch.rounds > 5)
         os.kill(watch.pids[2], signal.SIGKILL)
 
     watch = Watch(act)
     began = time.monotonic()
-    done = run(plan("Line", samples=10**8, compute="constant:0.02"), watch)
+    done = run(plan("Line", samples=10**8, compute="constant:0.02", wire=wire, global_batch=33), watch)
+    assert done.result.samples == 33 * done.result.rounds  # nobody took a step with a part of what is to be in it
     assert any("node 2 ended" in line and "under ddp the run stops" in line for line in watch.lines)
     assert done.result.missing == [2]
     assert done.model is not None

@@ -52,13 +52,13 @@ def test_ddp_takes_the_steps_it_takes_on_the_cpu(optimizer: str) -> None:
 
 
 def test_ddp_in_bf16_ends_near_what_it_is_in_float32() -> None:
-    settings = {"optimizer": "sgd", "lr": 0.01, "global_batch": 33}
-    expected, steps = simulated("Uneven", **settings, device="cpu")
-    done = run(ddp_plan("Uneven", **settings, device="cuda", wire="bf16", samples=steps * 33))
-    assert (done.result.samples, done.result.identity_error) == (steps * 33, 0.0)
-    assert done.model is not None
-    for name, t in expected.items():
-        assert float((done.model[name] - t).norm() / t.norm()) < 0.02, name
+    settings = {"optimizer": "sgd", "lr": 0.01, "global_batch": 903, "samples": 40 * 903}
+    whole, half = (run(ddp_plan("Uneven", **settings, device="cuda", wire=wire)) for wire in ("float32", "bf16"))
+    assert (half.result.samples, half.result.identity_error) == (40 * 903, 0.0)
+    assert whole.model is not None
+    assert half.model is not None
+    for name, t in whole.model.items():
+        assert 0 < float((half.model[name] - t).norm() / t.norm()) < 0.02, name
 
 
 def test_ddp_says_what_was_computed_and_what_was_waited_for() -> None:

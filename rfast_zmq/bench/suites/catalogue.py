@@ -275,6 +275,7 @@ PAPER_B_END = Block(
     contestants=CONTESTANTS_B[:-1],
     cells=TO_THE_END,
     reference="ddp",
+    tuning_seeds=2,
     aims=tuple(
         Aim(what="points behind ddp", ours=("rfast-tree",), over="ddp", cell=cell, least=0.5, kind="accuracy")
         for cell in TO_THE_END
@@ -406,7 +407,7 @@ SLOW_HOSTS = Block(
         hosts=True,
     ),
     contestants=(
-        *(replace(c, report=0.25) for c in SLOW_LINKS.contestants[:3]),
+        *(replace(c, report=0.5) for c in SLOW_LINKS.contestants[:3]),
         _one("ddp", "ring", "nadam", 0.012, tuned_as=("ring-allreduce", "ring")),
         # Its default is one bucket of so small a model; several can leave while the rest is being computed.
         _one("ddp, buckets of .1 MB", "ring", "nadam", 0.012, tuned_as=("ring-allreduce", "ring"),

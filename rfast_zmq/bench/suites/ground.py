@@ -178,12 +178,22 @@ class Job:
             name: value for name, value in asdict(self.ground).items() if name not in ("title", "simulated", "hosts")
         }
         unseen = ("label", "lr", "others")
-        contestant = {name: value for name, value in asdict(self.contestant).items() if name not in unseen}
+        contestant = {name: value for name, value in asdict(self._stands_for).items() if name not in unseen}
         what = [ground, asdict(self.cell), contestant, self.lr, self.batch, seed, self.simulated]
         what += ["hosts"] if self.ground.hosts and not self.simulated else []
         what += [self.contestant.alone, SIGMA, STRAGGLER_RANK, STRAGGLER_FACTOR, REPORT_LEAST_S]
         what += [None if self.data is None else digest(self.data)]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:20]
+
+    @property
+    def _stands_for(self) -> Contestant:
+        """What runs: in virtual time, for some, another."""
+        if not self.simulated or self.contestant.tuned_as is None:
+            return self.contestant
+        algorithm, topology = self.contestant.tuned_as
+        return replace(
+            self.contestant, algorithm=algorithm, topology=topology, options=(), wire=WIRES[0], tuned_as=None
+        )
 
     @property
     def title(self) -> str:
@@ -201,18 +211,14 @@ class Job:
         return Plan.make(str(task_file(self.ground.task)), self.settings())
 
     def settings(self) -> Settings:
-        ground, cell, contestant = self.ground, self.cell, self.contestant
-        algorithm, topology, options = contestant.algorithm, contestant.topology, contestant.options
-        wire = contestant.wire
-        if self.simulated and contestant.tuned_as:
-            (algorithm, topology), options, wire = contestant.tuned_as, (), WIRES[0]
+        ground, cell, contestant = self.ground, self.cell, self._stands_for
         nodes = 1 if contestant.alone else ground.nodes
         more: dict[str, Any] = {} if contestant.bucket_bytes is None else {"bucket_bytes": contestant.bucket_bytes}
         return Settings(
             nodes=nodes,
-            topology=topology,
-            algorithm=algorithm,
-            algorithm_option=options,
+            topology=contestant.topology,
+            algorithm=contestant.algorithm,
+            algorithm_option=contestant.options,
             split=cell.split,
             samples=ground.samples,
             target=None if cell.to_the_end else ground.target,
@@ -221,7 +227,7 @@ class Job:
             global_batch=self.batch,
             report_batch=self._report(nodes),
             pace=contestant.pace,
-            wire=wire,
+            wire=contestant.wire,
             drop=cell.loss,
             seed=self.seed,
             data=self.data,

@@ -37,8 +37,8 @@ COLOURS = {
     "amelie": "#e8590c",
 }
 """Each algorithm has its own in all pictures."""
-DASHED = "int8"
-"""The wire whose lines are dashed."""
+DASHES = {"float32": "-", "bf16": ":", "int8": "--"}
+"""Lines by wire."""
 OTHER = "#5c677d"
 
 
@@ -247,7 +247,7 @@ def _lines(axes: Axes, shown: Sequence[Standing], key: str, score: str, scale: f
                 continue
             bold = row is middle
             label = s.contestant.label if bold else None
-            dashes = "--" if s.contestant.wire == DASHED else "-"
+            dashes = DASHES[s.contestant.wire]
             bright: Row = {"linewidth": 1.9, "zorder": 3} if bold else {"linewidth": 0.7, "alpha": 0.28, "zorder": 2}
             axes.plot(*zip(*points, strict=True), color=colour_of(s), linestyle=dashes, label=label, **bright)
             if bold:

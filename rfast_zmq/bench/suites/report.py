@@ -132,10 +132,13 @@ def _conditions(grounds: Sequence[Ground], tables: Sequence[Table]) -> str:
     if len(grounds) > 1:
         nodes = f"{ground.nodes:,} to {grounds[-1].nodes:,}"
         share = f"a sample takes any node {ground.share_s * ground.nodes / ground.batch:g} s; B is {ground.batch:,}"
+    end = f"To an accuracy of {ground.target:g}, or {ground.samples:,} samples"
+    if all(t.cell.to_the_end for t in tables):
+        end = f"All of {ground.samples:,} samples"
     stragglers = f"node {min(STRAGGLER_RANK, ground.nodes - 1)} takes {STRAGGLER_FACTOR} times as long as the others"
     return (
         f"{nodes} nodes, {how}. Computing is emulated: {share}; with a straggler, {stragglers}; lognormal: each share"
-        f" times a draw with σ = {SIGMA:g}. To an accuracy of {ground.target:g}, or {ground.samples:,} samples. Medians"
+        f" times a draw with σ = {SIGMA:g}. {end}. Medians"
         f" of seeds {_ranges(seeds)} (least to most); ratios are of equal seeds."
         f" torch {', '.join(torches)}; {', '.join(processors)}.{mixed}"
     )

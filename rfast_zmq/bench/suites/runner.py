@@ -101,8 +101,8 @@ class Runner:
         try:
             self._run()
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            for number, handler in before.items():  # one more would meet the end of the program, which is on its way
+                signal.signal(number, signal.SIG_IGN if self._interrupted else handler)
 
     def _interrupt(self, number: int, frame: object) -> None:
         """Once is enough. While the loop runs nothing is raised: where that hits the loop itself, a task that was to go
