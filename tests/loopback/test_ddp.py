@@ -8,15 +8,19 @@ import signal
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.futures import Future
 
 from rfast_zmq.assembly import Plan
 from rfast_zmq.cli import main
 from rfast_zmq.core.descent import Descent
 from rfast_zmq.errors import TaskError, UsageError
 from rfast_zmq.launch import run, slowed
+from rfast_zmq.launch.ddp import _in_bf16
 from rfast_zmq.launch.ddp_optimizer import make_optimizer, plain
 from rfast_zmq.launch.slowed import SlowedBackward
 from rfast_zmq.settings import Settings
@@ -216,6 +220,22 @@ def test_it_is_refused_where_it_cannot_run() -> None:
 def test_what_makes_no_sense_is_refused(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         plan("Line", **settings)
+
+
+def test_a_rank_that_is_gone_is_no_mean_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone:
+        def get_future(self) -> Future[Any]:
+            future: Future[Any] = Future()
+            future.set_exception(RuntimeError("connection closed by peer"))
+            return future
+
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor, async_op: Gone())
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    word, gradient = torch.nn.Parameter(torch.zeros(3)), torch.ones(3)
+    bucket = Mock(buffer=lambda: gradient, gradients=lambda: [gradient], parameters=lambda: [word])
+    with pytest.raises(RuntimeError, match="connection closed by peer"):
+        _in_bf16(word, bucket).wait()
+    assert gradient.tolist() == [1.0] * 3
 
 
 @pytest.mark.parametrize("rule", ["sgd", "momentum", "nesterov", "adam", "nadam"])
