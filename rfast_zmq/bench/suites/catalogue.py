@@ -402,7 +402,7 @@ SLOW_HOSTS = Block(
     ground=replace(
         SLOW,
         name="slow-hosts",
-        title="the same lines between network namespaces, real processes",
+        title="MNIST, the perceptron, on slow lines between network namespaces",
         simulated=False,
         hosts=True,
     ),

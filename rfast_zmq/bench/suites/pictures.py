@@ -81,7 +81,8 @@ def _times(tables: Sequence[Table], path: Path) -> Path:
     columns = min(3, len(tables))
     rows = -(-len(tables) // columns)
     most = max(len(t.standings) for t in tables)
-    figure = Figure(figsize=(4.6 * columns, (0.9 + 0.27 * most) * rows + 0.6), facecolor="white", layout="constrained")
+    width = max(7.5, 4.6 * columns)  # of the title
+    figure = Figure(figsize=(width, (0.9 + 0.27 * most) * rows + 0.6), facecolor="white", layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes, table in zip(grid.flat, tables, strict=False):
         _times_panel(axes, table)
@@ -91,7 +92,7 @@ def _times(tables: Sequence[Table], path: Path) -> Path:
     how = "virtual time" if ground.simulated else "real processes, emulated compute"
     which = "each at its own best B and lr" if kind == OWN else f"B = {ground.batch}, each at its best lr"
     figure.suptitle(
-        f"{ground.title}: seconds to {ground.target:g} ({how})\n{ground.nodes} nodes, {which}; fastest on top",
+        f"{ground.title}: seconds to {ground.target:g}\n{how}; {ground.nodes} nodes, {which}; fastest on top",
         fontsize=12, color=TEXT,
     )  # fmt: skip
     figure.savefig(path, format="png", dpi=130)
