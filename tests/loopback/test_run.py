@@ -16,7 +16,7 @@ import torch
 
 from rfast_zmq.assembly import Plan
 from rfast_zmq.errors import TaskError, UsageError
-from rfast_zmq.launch import Observer, Run, run
+from rfast_zmq.launch import Observer, Run, loopback, run
 from rfast_zmq.settings import Settings
 from rfast_zmq.topology import FAMILIES
 
@@ -260,6 +260,20 @@ def test_a_stopped_root_or_inner_node_costs_its_subtree_no_pace(stopped: int) ->
     assert gained[0] > 0.5 * share / 0.1  # of its samples a second, with half a second's grain in the reports
     assert done.result.missing == []
     assert weights(done) == pytest.approx(OPTIMUM, abs=NEAR)
+
+
+def test_ctrl_c_that_comes_when_all_is_done_is_heard_and_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def collect(self: loopback._Loopback, folder: Path) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        whole(self, folder)
+
+    whole = loopback._Loopback._collect
+    monkeypatch.setattr(loopback._Loopback, "_collect", collect)
+    done = run(plan("Line", samples=300))
+    assert done.interrupted
+    assert done.result.missing == []
+    assert done.result.samples >= 300
+    assert done.model is not None
 
 
 def test_ctrl_c_ends_a_run_in_order() -> None:
