@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Point:
-    """One evaluation of the plain iterate θ at the root.
+    """One evaluation, at the root: of its plain iterate θ, or of the mean of all nodes' (``Method.judged_by_mean``).
 
     Attributes:
         time_s: when the snapshot was taken, in seconds since the start (virtual seconds in a simulation).
@@ -28,7 +28,8 @@ class Point:
         loss: on the task's evaluation data (None: the task gives none).
         train_loss: newest mean training loss over the nodes (nan before the first gradient).
         staleness_rounds: mean staleness of the gradients, in rounds.
-        bytes_sent: by all nodes until then, as of their last reports (by this node alone under ``rfast node``).
+        bytes_sent: by all nodes until then; in real processes reckoned from their reports, half a second apart (by this
+            node alone under ``rfast node``).
         extra: whatever else the task's ``evaluate`` gave.
     """
 

@@ -148,7 +148,7 @@ class Method(ABC):
     alike: ClassVar[str] = ""
     """Where somebody else's code carries it out: what to take in virtual time, and on hosts of one's own."""
     judged_by_mean: ClassVar[bool] = False
-    """Whether what counts is the mean of the nodes' models, not the root's."""
+    """Whether what is scored is the mean of the nodes' models, not the root's (``rfast node``: at the end alone)."""
 
     @classmethod
     def check(cls, topology: Topology) -> None:

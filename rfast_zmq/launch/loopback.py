@@ -29,6 +29,7 @@ from rfast_zmq.errors import RfastError, TaskError, UsageError
 from rfast_zmq.launch.namespaces import Namespaces
 from rfast_zmq.launch.outcome import Observer, Run, check_target
 from rfast_zmq.launch.process import ENDING_SIGNALS, MODEL, Orders, leave_terminal, node_process, terminals
+from rfast_zmq.launch.showing import Gathering
 from rfast_zmq.transport import Addresses
 
 ENDING_S = 5.0
@@ -47,7 +48,23 @@ class _Child:
     pipe: Connection | None
     ready: str | None = None
     last: dict[str, Any] | None = None
+    before: dict[str, Any] | None = None
+    """The report before the last."""
     done: dict[str, Any] | None = None
+    shown_samples: int = 0
+    """That it had computed as it showed its model."""
+
+    def report(self, report: dict[str, Any]) -> None:
+        self.before, self.last = self.last, report
+
+    def bytes_at(self, time_s: float) -> float:
+        """That it had sent by then, if it went on as between its last two reports."""
+        if self.last is None:
+            return 0.0
+        since_s, since = (0.0, 0) if self.before is None else (self.before["time_s"], self.before["bytes_sent"])
+        at_s, sent = self.last["time_s"], self.last["bytes_sent"]
+        rate = (sent - since) / (at_s - since_s) if at_s > since_s else 0.0
+        return max(0.0, float(sent + (time_s - at_s) * rate))
 
 
 def run(
@@ -104,6 +121,7 @@ class _Loopback:
         self._end_s: float | None = None
         """When whatever still runs is killed."""
         self._fault: RfastError | None = None
+        self._gathering: Gathering | None = None
 
     def run(self) -> Run:
         folder: Path | None = None
@@ -185,6 +203,7 @@ class _Loopback:
                 pipe = ends[ready]
                 if not pipe.closed and not pipe.poll():
                     self._ended(open_pipes[pipe], pipe)
+            self._mind_gathering()
 
     def _hear(self, rank: int, pipe: Connection) -> None:
         child = self.children[rank]
@@ -198,11 +217,11 @@ class _Loopback:
                 child.ready = content
                 self._maybe_go()
             case "report":
-                child.last = content
+                child.report(content)
                 self.out.heard(content)
                 self.observer.report(content)
             case "point":
-                content.bytes_sent = sum(c.last["bytes_sent"] for c in self.children if c.last is not None)
+                content.bytes_sent = round(sum(c.bytes_at(content.time_s) for c in self.children))
                 self.out.points.append(content)
                 self.observer.point(content)
                 if len(self.out.points) == 1:
@@ -210,6 +229,13 @@ class _Loopback:
                         check_target(self.plan, content)
                     except UsageError as error:
                         self._failed(error)
+            case "gather":
+                self._gathering = Gathering(r for r, c in enumerate(self.children) if c.pipe is not None)
+                self._order("show")
+            case "shown":
+                shown, child.shown_samples = content
+                if self._gathering is not None:
+                    self._gathering.heard(rank, shown)
             case "say":
                 self._say(content)
             case "done":
@@ -223,8 +249,17 @@ class _Loopback:
             case "crash":
                 self._failed(RfastError(f"rank {rank} crashed; this is a defect of rfast_zmq:\n{content}"))
 
+    def _mind_gathering(self) -> None:
+        """Tell the root once everybody has shown what it asked for."""
+        if self._gathering is not None and self._gathering.done:
+            samples = sum(child.shown_samples for child in self.children)
+            self._order((self._gathering.shown, samples), self.plan.topology.root)
+            self._gathering = None
+
     def _ended(self, rank: int, pipe: Connection) -> None:
         child = self.children[rank]
+        if self._gathering is not None:
+            self._gathering.heard(rank, shown=False)
         pipe.close()
         child.pipe = None
         child.process.join()
@@ -310,7 +345,7 @@ class _Loopback:
         end_s = time.monotonic() + seconds
         self._end_s = end_s if self._end_s is None else min(end_s, self._end_s)
 
-    def _order(self, word: str, rank: int | None = None) -> None:
+    def _order(self, word: object, rank: int | None = None) -> None:
         for i, child in enumerate(self.children):
             if (rank is None or i == rank) and child.pipe is not None:
                 try:

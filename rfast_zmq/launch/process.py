@@ -26,6 +26,7 @@ from rfast_zmq.launch.ddp import DdpNode
 from rfast_zmq.launch.hivemind import HivemindNode
 from rfast_zmq.launch.memory import keep_freed_memory, share_cores
 from rfast_zmq.launch.namespaces import INTERFACE, enter
+from rfast_zmq.launch.showing import Shower
 from rfast_zmq.node import Node
 from rfast_zmq.results import Point
 from rfast_zmq.settings import Settings
@@ -127,7 +128,7 @@ class Member(Protocol):
         """What to save at the end."""
 
 
-def member(orders: Orders, watcher: PipeWatcher) -> Member:
+def member(orders: Orders, watcher: PipeWatcher, shower: Shower) -> Member:
     """What is to run here."""
     plan = Plan.make(orders.source, orders.settings)
     if plan.method is Ddp:
@@ -136,7 +137,8 @@ def member(orders: Orders, watcher: PipeWatcher) -> Member:
     if plan.method is Hivemind:
         os.setpgid(0, 0)  # what hivemind starts can then be ended by whoever ends this process
         return HivemindNode(plan, orders.rank, orders.folder, watcher)
-    return Node(plan, orders.rank, orders.addresses, orders.run, incarnation=1, watcher=watcher)
+    everybody = shower.everybody
+    return Node(plan, orders.rank, orders.addresses, orders.run, 1, watcher, everybody=everybody)
 
 
 def node_process(orders: Orders, pipe: Connection) -> None:
@@ -153,9 +155,10 @@ def node_process(orders: Orders, pipe: Connection) -> None:
     try:
         if orders.namespace is not None:
             enter(orders.namespace)
-        node = member(orders, watcher)
+        shower = Shower(orders.folder, orders.rank, watcher.tell)
+        node = member(orders, watcher, shower)
         gc.freeze()
-        run_loop(_with_launcher(node, pipe, orders.folder))
+        run_loop(_with_launcher(node, pipe, orders.folder, shower))
         record = {k: torch.as_tensor(v) for k, v in node.last_record().items()}
         save_file({k: v.clone() for k, v in record.items()}, orders.folder / f"record-{orders.rank}.safetensors")
         if node.is_root and (model := node.final_model()) is not None:
@@ -206,7 +209,7 @@ def _heard(*_: object) -> None:
     """Does nothing; and, unlike SIG_IGN, is not passed on to what a task may start."""
 
 
-async def _with_launcher(node: Member, pipe: Connection, folder: Path) -> None:
+async def _with_launcher(node: Member, pipe: Connection, folder: Path, shower: Shower) -> None:
     loop = asyncio.get_running_loop()
     gate = asyncio.Event()
 
@@ -221,6 +224,11 @@ async def _with_launcher(node: Member, pipe: Connection, folder: Path) -> None:
             gate.set()
         elif word == "stop":
             node.stop()
+        elif word == "show":
+            if isinstance(node, Node):
+                shower.show(*node.shown())
+        elif isinstance(word, tuple):
+            shower.gathered(*word)
         elif word == "leave":
             hand_over(node, folder)  # now: there may be no time for the rest
             node.leave()

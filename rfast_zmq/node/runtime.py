@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import zmq
@@ -44,7 +45,7 @@ from rfast_zmq.core.events import (
 from rfast_zmq.errors import Refused, UsageError
 from rfast_zmq.node.exchange import Exchange
 from rfast_zmq.node.gradients import Gradient, Gradients
-from rfast_zmq.node.scoring import Scorer
+from rfast_zmq.node.scoring import Scorer, Snapshot, Together
 from rfast_zmq.node.steps import Steps
 from rfast_zmq.node.watcher import Watcher
 from rfast_zmq.results import Point
@@ -68,6 +69,8 @@ class Node:
         incarnation: higher at every start of this node.
         watcher: told what happens.
         own: a model that a loop of the user's own trains, and what passes between the two; None: the plan's task.
+        everybody: at the root, where the mean of the nodes' models is judged: asks for them; None: nobody here can
+            show them, and until the end the root's own model is judged.
     """
 
     def __init__(
@@ -79,8 +82,10 @@ class Node:
         incarnation: int,
         watcher: Watcher,
         own: tuple[Trained, Steps] | None = None,
+        everybody: Callable[[], Awaitable[Together | None]] | None = None,
     ) -> None:
         self.plan, self.rank, self._addresses, self._watcher = plan, rank, addresses, watcher
+        self._everybody = everybody if plan.method.judged_by_mean else None
         self.name = plan.topology.names[rank]
         trained = plan.worker(rank) if own is None else own[0]
         self.worker: Trained = trained
@@ -362,7 +367,23 @@ class Node:
             staleness_rounds=status.staleness_rounds,
             bytes_sent=self._exchange.bytes_sent,
         )
-        self._scorer.take(model, point)
+        closed = self._stopping.is_set() or self._gone.is_set()  # then the root has the mean itself
+        if self._everybody is None or closed:
+            self._scorer.take(model, point)
+        else:
+            self._scorer.take_later(partial(self._mean_of_all, self._everybody, point), point)
+
+    async def _mean_of_all(self, everybody: Callable[[], Awaitable[Together | None]], point: Point) -> Snapshot | None:
+        """The mean to be scored, whose ``point`` says how far all nodes together were."""
+        if (together := await everybody()) is None:
+            return None
+        point.samples, point.rounds = together.samples, together.samples / self.algorithm.config.global_batch
+        return together.mean
+
+    def shown(self) -> tuple[tuple[Tensor, ...] | None, int]:
+        """This node's model, per bucket, as it is while the run goes on (None before its first and after that), and
+        the samples that it has computed."""
+        return (None if self._stopping.is_set() else self.algorithm.export()), self.algorithm.status().own_samples
 
     def _scored(self, point: Point) -> None:
         self._watcher.point(point)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from math import isfinite, nan
 
 import torch
@@ -14,6 +15,22 @@ from torch import Tensor
 from rfast_zmq.results import Point
 from rfast_zmq.task import Trained
 from rfast_zmq.task.finite import is_finite
+
+Snapshot = Callable[[], tuple[Tensor, ...]]
+"""Gives the model to be scored, per bucket; called in the thread that scores it."""
+
+
+@dataclass(frozen=True)
+class Together:
+    """All nodes at one moment, where the mean of their models is judged.
+
+    Attributes:
+        samples: that all had computed.
+        mean: of the models that were shown.
+    """
+
+    samples: int
+    mean: Snapshot
 
 
 class Scorer:
@@ -38,6 +55,7 @@ class Scorer:
         self._worker, self._every_rounds, self._scored, self._failed = worker, every_rounds, scored, failed
         self._pool = ThreadPoolExecutor(1, name)
         self._task: asyncio.Task[None] | None = None
+        self._gathering = False
         self._next_rounds = 0.0
         self.cpu_s = 0.0
         """CPU seconds of the thread."""
@@ -51,11 +69,19 @@ class Scorer:
     def take(self, model: tuple[Tensor, ...], point: Point) -> None:
         """Score ``model``; ``point`` holds when it was taken, and takes the scores."""
         self._next_rounds = point.rounds + self._every_rounds
-        self._task = asyncio.get_running_loop().create_task(self._score(model, point))
+        self._task = asyncio.get_running_loop().create_task(self._score(lambda: model, point))
+
+    def take_later(self, gather: Callable[[], Awaitable[Snapshot | None]], point: Point) -> None:
+        """Score what ``gather`` gives, if it gives anything; ``point`` holds when it was asked for."""
+        self._next_rounds, self._gathering = point.rounds + self._every_rounds, True
+        self._task = asyncio.get_running_loop().create_task(self._score_later(gather, point))
 
     async def settled(self) -> None:
-        """Until no snapshot is being scored."""
+        """Until no snapshot is being scored. One for which models are still being gathered comes too late."""
         if self._task is not None:
+            if self._gathering:
+                self._gathering = False
+                self._task.cancel()
             await asyncio.wait({self._task})
 
     def close(self) -> None:
@@ -64,9 +90,15 @@ class Scorer:
             self._task.cancel()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    async def _score(self, model: tuple[Tensor, ...], point: Point) -> None:
+    async def _score_later(self, gather: Callable[[], Awaitable[Snapshot | None]], point: Point) -> None:
+        snapshot = await gather()
+        self._gathering = False
+        if snapshot is not None:
+            await self._score(snapshot, point)
+
+    async def _score(self, snapshot: Snapshot, point: Point) -> None:
         try:
-            scores = await asyncio.get_running_loop().run_in_executor(self._pool, self._evaluate, model)
+            model, scores = await asyncio.get_running_loop().run_in_executor(self._pool, self._evaluate, snapshot)
             point.accuracy, point.loss = scores.get("accuracy"), scores.get("loss")
             point.extra = {name: value for name, value in scores.items() if name not in ("accuracy", "loss")}
             if isfinite(scores.get("loss", 0.0)) and all(is_finite(t) for t in model):
@@ -76,9 +108,10 @@ class Scorer:
         except Exception as error:
             self._failed(error)
 
-    def _evaluate(self, model: tuple[Tensor, ...]) -> dict[str, float]:
+    def _evaluate(self, snapshot: Snapshot) -> tuple[tuple[Tensor, ...], dict[str, float]]:
         torch.set_num_threads(1)
         try:
-            return self._worker.evaluate(model)
+            model = snapshot()
+            return model, self._worker.evaluate(model)
         finally:
             self.cpu_s = time.thread_time()

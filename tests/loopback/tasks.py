@@ -133,6 +133,19 @@ class HeavyAtOne(Line):
         return loss
 
 
+class Apart(Line):
+    """Each rank wants another model, its own number; in the mean they want the middle."""
+
+    def configure_model(self) -> nn.Module:
+        return nn.Linear(1, 1, bias=False)
+
+    def training_step(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return 0.5 * (next(model.parameters()) - self.rank).square().sum()
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        return {"loss": 0.0, "model": next(model.parameters()).item()}
+
+
 class RaisesInReport(Line):
     def on_report(self, status: Status) -> None:
         if self.rank == 1:

@@ -17,6 +17,7 @@ import torch
 from rfast_zmq.assembly import Plan
 from rfast_zmq.errors import TaskError, UsageError
 from rfast_zmq.launch import Observer, Run, loopback, run
+from rfast_zmq.results import Point
 from rfast_zmq.settings import Settings
 from rfast_zmq.topology import FAMILIES
 
@@ -45,6 +46,7 @@ class Watch(Observer):
         self.lines: list[str] = []
         self.own: dict[int, int] = {}
         self.rounds = 0.0
+        self.points: list[Point] = []
         self._act = act
 
     def started(self, pids: list[int]) -> None:
@@ -56,6 +58,9 @@ class Watch(Observer):
     def report(self, report: Mapping[str, Any]) -> None:
         self.own[report["rank"]] = report["own_samples"]
         self.rounds = max(self.rounds, report["rounds"])
+
+    def point(self, point: Point) -> None:
+        self.points.append(point)
 
     def say(self, line: str) -> None:
         self.lines.append(line)
@@ -167,6 +172,35 @@ def test_the_target_ends_a_run_and_is_timed() -> None:
     assert result.target_s <= result.wall_s
     first = next(p for p in done.points if p.accuracy is not None and p.accuracy >= 0.9)
     assert (first.time_s, first.samples) == (result.target_s, result.target_samples)
+
+
+def test_where_the_mean_of_the_models_is_judged_every_point_is_of_the_mean() -> None:
+    """Two nodes that want 0 and 1: x⁺ = mean − (x − what it wants)/2 settles at 1/3 and 2/3."""
+    done = run(plan("Apart", nodes=2, algorithm="d-psgd", topology="ring", lr=0.5, samples=1600, evaluate_every=4.0))
+    models = [p.extra["model"] for p in done.points]
+    assert len(models) > 5
+    assert models[len(models) // 2 :] == pytest.approx([0.5] * (len(models) - len(models) // 2), abs=0.01)
+    assert [p.samples for p in done.points] == sorted(p.samples for p in done.points)
+    assert done.points[-1].samples >= 1600
+
+
+def test_a_stopped_node_is_left_out_of_the_mean_that_is_judged() -> None:
+    seen: list[int] = []
+
+    def act(watch: Watch) -> None:
+        watch.until(lambda: watch.rounds > 5)
+        os.kill(watch.pids[1], signal.SIGSTOP)
+        try:
+            before = len(watch.points)
+            watch.until(lambda: len(watch.points) >= before + 3)
+            seen.append(len(watch.points) - before)
+        finally:
+            os.kill(watch.pids[1], signal.SIGCONT)
+
+    settings = {"nodes": 4, "algorithm": "ad-psgd", "topology": "ring", "lr": 0.1, "samples": 12_000}
+    done = run(plan("Apart", **settings, report_batch=8, evaluate_every=1.0), Watch(act))
+    assert seen == [pytest.approx(3, abs=1)]
+    assert done.result.missing == []
 
 
 def test_hooks_are_called(tmp_path: Path) -> None:
