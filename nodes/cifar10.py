@@ -2,11 +2,14 @@
 
 ``--data FILE.npz`` holds ``x_train`` and ``x_test``, uint8 (N, 32, 32, 3), and ``y_train`` and ``y_test`` (N,); or only
 ``x`` and ``y``, of which a fifth, drawn at random, tests. Training images are flipped and shifted at random.
-``--width``: channels of the first of four stages; each stage has twice as many as the one before. Under ``--split
-label`` it learns far less: a node's BatchNorm then sees one or two classes at a time, the test's all of them.
+``--width``: channels of the first of four stages; each stage has twice as many as the one before. ``--norm group``:
+GroupNorm in the place of BatchNorm, for ``--split label``, under which a node's BatchNorm sees one or two classes at a
+time, the test's all of them, and learns far less, whatever the algorithm.
 
     rfast run nodes/cifar10.py --data cifar10.npz --nodes 8
 """
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -18,32 +21,45 @@ from rfast_zmq.task import Task, positive
 
 WANTED = "give a .npz file with arrays x_train, x_test (or x alone), uint8 (N, 32, 32, 3), and y_…, labels 0 to 9 (N,)"
 SHIFT = 2
+Norm = Callable[[int], nn.Module]
+NORMS: dict[str, Norm] = {"batch": nn.BatchNorm2d, "group": lambda channels: nn.GroupNorm(2, channels)}
 
 
 class Block(nn.Module):
-    def __init__(self, before: int, after: int, stride: int) -> None:
+    def __init__(self, before: int, after: int, stride: int, norm: Norm) -> None:
         super().__init__()
-        self.first, self.second = conv(before, after, 3, stride), conv(after, after, 3, 1)
-        self.short = nn.Identity() if before == after else conv(before, after, 1, stride)
+        self.first, self.second = conv(before, after, 3, stride, norm), conv(after, after, 3, 1, norm)
+        self.short = nn.Identity() if before == after else conv(before, after, 1, stride, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.second(F.relu(self.first(x))) + self.short(x))
 
 
-def conv(before: int, after: int, size: int, stride: int) -> nn.Module:
-    kernels = nn.Conv2d(before, after, size, stride, padding=size // 2, bias=False)
-    return nn.Sequential(kernels, nn.BatchNorm2d(after))
+def conv(before: int, after: int, size: int, stride: int, norm: Norm) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(before, after, size, stride, padding=size // 2, bias=False), norm(after))
+
+
+def norm_named(name: str) -> Norm:
+    """For ``--norm``: what makes a layer that normalises so many channels.
+
+    Raises:
+        ValueError: there is no such kind.
+    """
+    if name not in NORMS:
+        raise ValueError(f"no such normalisation; one of {', '.join(NORMS)}")
+    return NORMS[name]
 
 
 class Cifar10(Task):
     defaults = {"lr": 0.002, "weight_decay": 0.02, "global_batch": 256, "samples": 200_000}
-    options = {"width": "16"}
+    options = {"width": "16", "norm": "batch"}
 
     def configure_model(self) -> nn.Module:
-        w = self.option("width", positive)
-        stages = [Block(w, w, 1), Block(w, 2 * w, 2), Block(2 * w, 4 * w, 2), Block(4 * w, 8 * w, 2)]
+        w, norm = self.option("width", positive), self.option("norm", norm_named)
+        sizes = [(w, w, 1), (w, 2 * w, 2), (2 * w, 4 * w, 2), (4 * w, 8 * w, 2)]
+        stages = [Block(*size, norm) for size in sizes]
         head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8 * w, 10)]
-        return nn.Sequential(conv(3, w, 3, 1), nn.ReLU(), *stages, *head)
+        return nn.Sequential(conv(3, w, 3, 1, norm), nn.ReLU(), *stages, *head)
 
     def train_data(self, rank: int, nodes: int) -> tuple[Tensor, Tensor]:
         (x, y), *test = self._load()

@@ -124,5 +124,25 @@ def test_it_refuses_a_width_that_is_none(made: str) -> None:
     for width, said in (("0", "must be 1 or more"), ("wide", "invalid literal")):
         with pytest.raises(UsageError, match=f"--width {width}: {said}.*such as --width 16"):
             worker(made, width=width)
-    with pytest.raises(UsageError, match=r"--depth: Cifar10 has no such option; it has --width"):
+    with pytest.raises(UsageError, match=r"--depth: Cifar10 has no such option; it has --width .*, --norm "):
         worker(made, depth="3")
+    with pytest.raises(UsageError, match=r"--norm layer: no such normalisation; one of batch, group; .*--norm batch"):
+        worker(made, norm="layer")
+
+
+def test_with_group_norm_no_image_depends_on_the_others_of_its_batch_and_no_average_travels(made: str) -> None:
+    layout = worker(made, norm="group").layout
+    assert layout.total == layout.parameters
+    scores = []
+    for norm in ("group", "batch"):
+        module = worker(made, norm=norm).task.configure_model().train()
+        x = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        scores.append((module(x)[:4], module(x[:4])))
+    assert torch.allclose(*scores[0], atol=1e-5)
+    assert not torch.allclose(*scores[1], atol=1e-2)
+
+
+def test_nodes_with_one_colour_each_learn_all_of_them_with_group_norm(made: str) -> None:
+    options = {"width": "2", "norm": "group"}
+    run = train(made, nodes=5, split="label", samples=48 * 40, task_options=options)
+    assert run.result.accuracy > 0.9

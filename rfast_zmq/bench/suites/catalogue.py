@@ -107,6 +107,11 @@ def _gossip(label: str, topology: str, nadam: float, **more: object) -> Contesta
     return _one(label, topology, "sgd", 0.4, others=(("momentum", 0.05), ("nadam", nadam)), **more)
 
 
+def _deep(label: str, topology: str, momentum: float, nadam: float, **more: object) -> Contestant:
+    """The same on a deeper model, which nobody trains by plain SGD."""
+    return _one(label, topology, "momentum", momentum, others=(("nadam", nadam),), **more)
+
+
 def _by_topology(algorithm: str, lr: Iterable[float], report: float) -> tuple[Contestant, ...]:
     pairs = zip(TOPOLOGIES, lr, strict=True)
     return tuple(_one(f"{algorithm}, {t}", t, "sgd", start, report=report) for t, start in pairs)
@@ -283,24 +288,25 @@ PAPER_B_END = Block(
 )
 
 CIFAR = Ground(
-    name="cifar10", title="CIFAR-10, a small ResNet", task="cifar10.py", data="cifar10", target=0.45, samples=60_000,
-    evaluate_every=4.0,
+    name="cifar10", title="CIFAR-10, a small ResNet with GroupNorm", task="cifar10.py", data="cifar10",
+    options={"width": "8", "norm": "group"}, target=0.35, samples=40_000, evaluate_every=4.0,
 )  # fmt: skip
 PAPER_C = Block(
     part="c",
     ground=CIFAR,
     contestants=(
         _one("rfast-tree", "binary-tree", "nadam", 0.002, report=0.125),
-        _one("ring-allreduce", "ring", "nadam", 0.002),
-        _gossip("d-psgd", "exponential", 0.002),
-        _gossip("ad-psgd", "exponential", 0.002),
-        _gossip("ad-psgd, eighths", "exponential", 0.001, report=0.125),
-        _gossip("osgp", "exponential", 0.002, options=ONE_PEER),
-        _alone("nadam", 0.002),
+        _one("ring-allreduce", "ring", "nadam", 0.004),
+        _deep("d-psgd", "exponential", 0.1, 0.004),
+        _deep("ad-psgd", "exponential", 0.1, 0.004),
+        _deep("ad-psgd, eighths", "exponential", 0.05, 0.002, report=0.125),
+        _deep("osgp", "exponential", 0.1, 0.004, options=ONE_PEER),
+        _alone("nadam", 0.004),
     ),
     cells=(LABEL, IID, EVEN, IID_EVEN),
     reference="ring-allreduce",
     tuning_seeds=1,
+    seeds=5,
 )
 
 # ------------------------------------------------------------------------------------------ rivals
@@ -341,22 +347,24 @@ RIVALS = Block(
 
 TEXT = Ground(
     name="charlm", title="tinyshakespeare, a transformer that predicts the next character", task="charlm.py",
-    data="text", batch=32, target=0.45, samples=64_000, evaluate_every=20.0,
+    data="text", options={"context": "32", "layers": "2", "dim": "64"}, batch=64, target=0.35, samples=40_000,
+    evaluate_every=10.0,
 )  # fmt: skip
 CHARLM = Block(
     ground=TEXT,
     contestants=(
-        _one("rfast-tree", "binary-tree", "nadam", 0.003, report=0.125),
-        _one("ring-allreduce", "ring", "nadam", 0.003),
-        _gossip("d-psgd", "exponential", 0.003),
-        _gossip("ad-psgd", "exponential", 0.003),
-        _gossip("ad-psgd, eighths", "exponential", 0.0015, report=0.125),
-        _gossip("osgp", "exponential", 0.003, options=ONE_PEER),
-        _alone("nadam", 0.003),
+        _one("rfast-tree", "binary-tree", "nadam", 0.004, report=0.125),
+        _one("ring-allreduce", "ring", "nadam", 0.004),
+        _one("d-psgd", "exponential", "nadam", 0.004),
+        _one("ad-psgd", "exponential", "nadam", 0.004),
+        _one("ad-psgd, eighths", "exponential", "nadam", 0.002, report=0.125),
+        _one("osgp", "exponential", "nadam", 0.004, options=ONE_PEER),
+        _alone("nadam", 0.004),
     ),
     cells=(LABEL, EVEN),
     reference="ring-allreduce",
     tuning_seeds=1,
+    seeds=5,
 )
 
 MODEL_BYTES = 101_770 * 4
