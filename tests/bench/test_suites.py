@@ -244,6 +244,36 @@ def test_a_page_is_written_between_its_marks_and_stays_as_it_is_elsewhere(done: 
         assert "](images/bench/toy-toy-times.png)" in text
 
 
+def test_tables_of_ones_own_b_have_a_place_of_their_own_on_a_page_that_gives_them_one(
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what is there stays, where there are no new ones."""
+    block = replace(BLOCK, own_cells=(CELL,), aims=(AIM, replace(AIM, what="ours at its best", table=OWN)))
+    monkeypatch.setitem(catalogue.SUITES, "toy", Suite(name="toy", about="", blocks=(block,)))
+    both, page = tmp_path / "both", tmp_path / "benchmarks.md"
+    copytree(done, both)
+    tuned = [json.loads(line) for line in (both / "tuned.jsonl").read_text().splitlines()]
+    with (both / "tuned.jsonl").open("a") as file:
+        file.writelines(f"{json.dumps({**line, 'table': OWN})}\n" for line in tuned)
+    marks = "<!-- toy/toy -->\n<!-- end toy/toy -->\nbetween\n<!-- toy/toy/own -->\nold\n<!-- end toy/toy/own -->\n"
+    page.write_text(marks)
+    write(both, page)
+    fixed, own = page.read_text().split("\nbetween\n")
+    for kind, other, title in ((fixed, own, "each at its best lr"), (own, fixed, "each at its own best B and lr")):
+        assert kind.count(f"{title}\n") == 1
+        assert f"{title}\n" not in other
+    assert "toy-toy-times-own.png" in own
+    assert "toy-toy-times.png" in fixed
+    assert "ours at its best" in own
+    assert "ours at its best" not in fixed
+    assert "old" not in own
+    page.write_text(marks)
+    write(done, page)
+    fixed_alone, own = page.read_text().split("\nbetween\n")
+    assert fixed_alone == fixed
+    assert own == "<!-- toy/toy/own -->\nold\n<!-- end toy/toy/own -->\n"
+
+
 def test_grounds_of_more_and_more_nodes_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over the number of nodes, a column each; whoever does not run on so many is said not to."""
     few, many = (

@@ -24,7 +24,8 @@ def write(folder: Path, page: Path | None = None) -> list[Path]:
     Args:
         folder: of the suite.
         page: a Markdown file that holds ``<!-- SUITE/GROUND -->`` and ``<!-- end SUITE/GROUND -->`` for each ground
-            that it is to show; its pictures go to ``images/bench`` beside it.
+            that it is to show; its pictures go to ``images/bench`` beside it. Tables of each one's own B go between
+            ``<!-- SUITE/GROUND/own -->`` and its end, if the page has that, so that they can be of other runs.
 
     Returns:
         The files written.
@@ -51,17 +52,22 @@ def write(folder: Path, page: Path | None = None) -> list[Path]:
         if page is not None:
             text = _between(text, over_nodes, body, page)
     for ground in grounds:
-        of_it = [t for t in tables if t.block.ground is ground]
         mark = f"{store.suite}/{ground.name}"
-        if page is not None and f"<!-- {mark} -->" not in text:
-            continue
-        drawn = pictures.draw(of_it, images, f"{store.suite}-{ground.name}")
-        made += drawn
-        links = [f"{p.relative_to(images if page is None else page.parent)}" for p in drawn]
-        body = section(ground, of_it, reached(of_it), links)
-        shown.append(f"## {ground.title}\n\n{body}")
+        kinds = {mark: [FIXED, OWN]}
         if page is not None:
-            text = _between(text, mark, body, page)
+            own = f"{mark}/{OWN}"
+            kinds = {mark: [FIXED], own: [OWN]} if f"<!-- {own} -->" in text else kinds
+        for mark, of_kinds in kinds.items():
+            part = [t for t in tables if t.block.ground is ground and t.kind in of_kinds]
+            if not part or (page is not None and f"<!-- {mark} -->" not in text):
+                continue
+            drawn = pictures.draw(part, images, f"{store.suite}-{ground.name}")
+            made += drawn
+            links = [f"{p.relative_to(images if page is None else page.parent)}" for p in drawn]
+            body = section(ground, part, [f for f in reached(part) if f.aim.table in of_kinds], links)
+            shown.append(f"## {ground.title}\n\n{body}")
+            if page is not None:
+                text = _between(text, mark, body, page)
     if page is None:
         page, text = folder / "report.md", f"# {store.suite}\n\n" + "\n".join(shown) + _tuning(tables)
     elif not shown:
