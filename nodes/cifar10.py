@@ -22,7 +22,7 @@ from rfast_zmq.task import Task, positive
 WANTED = "give a .npz file with arrays x_train, x_test (or x alone), uint8 (N, 32, 32, 3), and y_…, labels 0 to 9 (N,)"
 SHIFT = 2
 Norm = Callable[[int], nn.Module]
-NORMS: dict[str, Norm] = {"batch": nn.BatchNorm2d, "group": lambda channels: nn.GroupNorm(2, channels)}
+NORMS: dict[str, Norm] = {"batch": nn.BatchNorm2d, "group": lambda channels: nn.GroupNorm(2 - channels % 2, channels)}
 
 
 class Block(nn.Module):

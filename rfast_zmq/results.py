@@ -80,7 +80,8 @@ class Result:
             stale those of them that were dropped for a stamp that was not newer.
         messages_refused: how many, by reason (``docs/wire.md``).
         faults: messages ``dropped``, ``duplicated`` and ``reordered`` on purpose.
-        cpu_s: CPU seconds of all nodes since the gate; None in a simulation.
+        cpu_s: CPU seconds of all nodes since the gate, without those of showing their models where the mean is judged;
+            None in a simulation.
         communication_cpu_s: of these, without the threads that compute gradients and evaluate; None in a simulation.
         per_node: by rank: gradients, samples, pace (samples a second of computing), waited_s (for others).
         slowest_node: rank and pace of the slowest node as the root heard it.

@@ -138,6 +138,7 @@ def test_with_group_norm_no_image_depends_on_the_others_of_its_batch_and_no_aver
         module = worker(made, norm=norm).task.configure_model().train()
         x = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
         scores.append((module(x)[:4], module(x[:4])))
+    assert worker(made, norm="group", width="3").layout.parameters > 0  # halves of an odd number there are not
     assert torch.allclose(*scores[0], atol=1e-5)
     assert not torch.allclose(*scores[1], atol=1e-2)
 

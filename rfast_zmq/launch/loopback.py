@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -27,9 +27,10 @@ from rfast_zmq.algorithms import Ddp, Hivemind
 from rfast_zmq.assembly import Plan
 from rfast_zmq.errors import RfastError, TaskError, UsageError
 from rfast_zmq.launch.namespaces import Namespaces
-from rfast_zmq.launch.outcome import Observer, Run, check_target
+from rfast_zmq.launch.outcome import Observer, Run, Sent, check_target
 from rfast_zmq.launch.process import ENDING_SIGNALS, MODEL, Orders, leave_terminal, node_process, terminals
-from rfast_zmq.launch.showing import Gathering
+from rfast_zmq.launch.showing import SILENT_S, Gathering
+from rfast_zmq.node.runtime import REPORT_S
 from rfast_zmq.transport import Addresses
 
 ENDING_S = 5.0
@@ -48,23 +49,20 @@ class _Child:
     pipe: Connection | None
     ready: str | None = None
     last: dict[str, Any] | None = None
-    before: dict[str, Any] | None = None
-    """The report before the last."""
     done: dict[str, Any] | None = None
+    heard_s: float = 0.0
+    """When anything was last heard of it."""
+    sent: Sent = field(default_factory=Sent)
     shown_samples: int = 0
-    """That it had computed as it showed its model."""
-
-    def report(self, report: dict[str, Any]) -> None:
-        self.before, self.last = self.last, report
+    """That it had computed as it last answered."""
+    owes: bool = False
+    """It was told to show its model, and has yet to answer."""
 
     def bytes_at(self, time_s: float) -> float:
-        """That it had sent by then, if it went on as between its last two reports."""
-        if self.last is None:
-            return 0.0
-        since_s, since = (0.0, 0) if self.before is None else (self.before["time_s"], self.before["bytes_sent"])
-        at_s, sent = self.last["time_s"], self.last["bytes_sent"]
-        rate = (sent - since) / (at_s - since_s) if at_s > since_s else 0.0
-        return max(0.0, float(sent + (time_s - at_s) * rate))
+        """That it had sent by then."""
+        if self.done is not None:
+            return float(self.done["bytes_sent"])
+        return self.sent.at(time_s, 0.0 if self.pipe is None else REPORT_S)
 
 
 def run(
@@ -122,6 +120,8 @@ class _Loopback:
         """When whatever still runs is killed."""
         self._fault: RfastError | None = None
         self._gathering: Gathering | None = None
+        self._gatherings = 0
+        self._said_once: set[str] = set()
 
     def run(self) -> Run:
         folder: Path | None = None
@@ -212,12 +212,14 @@ class _Loopback:
         except (EOFError, OSError):
             self._ended(rank, pipe)
             return
+        child.heard_s = time.monotonic()
         match kind:
             case "ready":
                 child.ready = content
                 self._maybe_go()
             case "report":
-                child.report(content)
+                child.last = content
+                child.sent.heard(content)
                 self.out.heard(content)
                 self.observer.report(content)
             case "point":
@@ -230,12 +232,13 @@ class _Loopback:
                     except UsageError as error:
                         self._failed(error)
             case "gather":
-                self._gathering = Gathering(r for r, c in enumerate(self.children) if c.pipe is not None)
-                self._order("show")
+                self._gather()
             case "shown":
-                shown, child.shown_samples = content
+                child.owes, child.shown_samples = False, content.samples
+                if content.trouble:
+                    self._say_once(rank, f"shows no model: {content.trouble}")
                 if self._gathering is not None:
-                    self._gathering.heard(rank, shown)
+                    self._gathering.heard(rank, content)
             case "say":
                 self._say(content)
             case "done":
@@ -249,17 +252,42 @@ class _Loopback:
             case "crash":
                 self._failed(RfastError(f"rank {rank} crashed; this is a defect of rfast_zmq:\n{content}"))
 
+    def _gather(self) -> None:
+        """Have every node show its model: whoever owes no answer, so that no pipe fills up before one that is
+        stopped."""
+        ranks = {rank for rank, child in enumerate(self.children) if child.pipe is not None and not child.owes}
+        self._gatherings += 1
+        self._gathering = Gathering(self._gatherings, ranks)
+        for rank in ranks:
+            self.children[rank].owes = True
+            self._order(("show", self._gatherings), rank)
+
     def _mind_gathering(self) -> None:
-        """Tell the root once everybody has shown what it asked for."""
-        if self._gathering is not None and self._gathering.done:
-            samples = sum(child.shown_samples for child in self.children)
-            self._order((self._gathering.shown, samples), self.plan.topology.root)
-            self._gathering = None
+        """Tell the root once everybody has shown what it asked for, but for those of whom nothing is heard at all."""
+        if self._gathering is None:
+            return
+        long_ago_s = time.monotonic() - SILENT_S
+        silent = {rank for rank in self._gathering.awaited if self.children[rank].heard_s < long_ago_s}
+        self._gathering.without(silent)
+        if self._gathering.awaited:
+            return
+        for rank in silent:
+            self._say_once(rank, "is silent: the mean that is judged is without its model")
+        samples = sum(child.shown_samples for child in self.children)
+        word = ("gathered", self._gathering.shown, samples, self._gathering.time_s)
+        self._gathering = None
+        self._order(word, self.plan.topology.root)
+
+    def _say_once(self, rank: int, what: str) -> None:
+        line = f"{self.plan.topology.called(rank)} {what}"
+        if line not in self._said_once:
+            self._said_once.add(line)
+            self._say(line)
 
     def _ended(self, rank: int, pipe: Connection) -> None:
         child = self.children[rank]
         if self._gathering is not None:
-            self._gathering.heard(rank, shown=False)
+            self._gathering.without([rank])
         pipe.close()
         child.pipe = None
         child.process.join()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,6 +74,33 @@ class Run:
                 name: s.get(name, 0) for name in ("gradients", "pace", "waited_s", "cpu_s", "memory_bytes", "pace_s")
             }
             result.per_node.append({"rank": rank, "samples": s.get("own_samples", 0), **own})
+
+
+class Sent:
+    """The bytes that one node has sent, over time, from its reports."""
+
+    def __init__(self) -> None:
+        self._times_s, self._bytes = [0.0], [0]
+        self._rate = 0.0
+
+    def heard(self, report: Mapping[str, Any]) -> None:
+        """Note what :meth:`rfast_zmq.node.Node.standing` gave at ``time_s``."""
+        since_s = report["time_s"] - self._times_s[-1]
+        if since_s > 0:
+            self._rate = (report["bytes_sent"] - self._bytes[-1]) / since_s
+            self._times_s.append(report["time_s"])
+            self._bytes.append(report["bytes_sent"])
+
+    def at(self, time_s: float, ahead_s: float) -> float:
+        """Bytes by ``time_s``: in proportion between two reports; after the last one as between the last two, for
+        ``ahead_s`` at most."""
+        i = bisect_right(self._times_s, time_s)
+        if i == len(self._times_s):
+            return self._bytes[-1] + self._rate * min(time_s - self._times_s[-1], ahead_s)
+        if not i:
+            return 0.0
+        (t0_s, t1_s), (b0, b1) = self._times_s[i - 1 : i + 1], self._bytes[i - 1 : i + 1]
+        return b0 + (b1 - b0) * (time_s - t0_s) / (t1_s - t0_s)
 
 
 def check_target(plan: Plan, point: Point) -> None:

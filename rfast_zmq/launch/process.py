@@ -137,8 +137,7 @@ def member(orders: Orders, watcher: PipeWatcher, shower: Shower) -> Member:
     if plan.method is Hivemind:
         os.setpgid(0, 0)  # what hivemind starts can then be ended by whoever ends this process
         return HivemindNode(plan, orders.rank, orders.folder, watcher)
-    everybody = shower.everybody
-    return Node(plan, orders.rank, orders.addresses, orders.run, 1, watcher, everybody=everybody)
+    return Node(plan, orders.rank, orders.addresses, orders.run, incarnation=1, watcher=watcher, gatherer=shower)
 
 
 def node_process(orders: Orders, pipe: Connection) -> None:
@@ -224,14 +223,13 @@ async def _with_launcher(node: Member, pipe: Connection, folder: Path, shower: S
             gate.set()
         elif word == "stop":
             node.stop()
-        elif word == "show":
-            if isinstance(node, Node):
-                shower.show(*node.shown())
-        elif isinstance(word, tuple):
-            shower.gathered(*word)
         elif word == "leave":
             hand_over(node, folder)  # now: there may be no time for the rest
             node.leave()
+        elif word[0] == "show" and isinstance(node, Node):
+            shower.show(word[1], node.shown())
+        elif word[0] == "gathered":
+            shower.gathered(*word[1:])
 
     async def opened() -> None:
         await gate.wait()

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -17,37 +18,64 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rfast_zmq.node.scoring import Together
+from rfast_zmq.node.scoring import Shown, Together
 
-PATIENCE_S = 1.0
-"""Who has not shown its model after so long (a node under SIGSTOP, say) is left out of the mean."""
+SILENT_S = 2.0
+"""Who has said nothing for so long, not even how it stands (a node under SIGSTOP, say), is not waited for."""
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a node says once it has shown its model, or has none to show.
+
+    Attributes:
+        number: of the gathering.
+        there: its model lies in the folder.
+        samples: that it had computed.
+        time_s: when, in seconds since the start.
+        trouble: why its model could not be written; empty: nothing was in the way.
+    """
+
+    number: int
+    there: bool
+    samples: int
+    time_s: float
+    trouble: str = ""
+
+
+@dataclass
 class Gathering:
     """At the launcher: one moment, of which the nodes' models are awaited.
 
-    Args:
-        ranks: of whom.
+    Attributes:
+        number: tells it from others.
+        awaited: ranks that have yet to answer.
+        answers: rank to what it said.
     """
 
-    def __init__(self, ranks: Iterable[int]) -> None:
-        self.awaited = set(ranks)
-        """Who has not answered yet."""
-        self.shown: list[int] = []
-        """Who has shown a model."""
-        self._by_s = time.monotonic() + PATIENCE_S
+    number: int
+    awaited: set[int]
+    answers: dict[int, Answer] = field(default_factory=dict)
 
-    def heard(self, rank: int, shown: bool) -> None:
-        """A node has answered."""
-        if rank in self.awaited:
+    def heard(self, rank: int, answer: Answer) -> None:
+        """A node has answered; an answer to another gathering is of another moment."""
+        if answer.number == self.number and rank in self.awaited:
             self.awaited.discard(rank)
-            if shown:
-                self.shown.append(rank)
+            self.answers[rank] = answer
+
+    def without(self, ranks: Iterable[int]) -> None:
+        """These are not waited for."""
+        self.awaited.difference_update(ranks)
 
     @property
-    def done(self) -> bool:
-        """Everybody has answered, or had the time to."""
-        return not self.awaited or time.monotonic() >= self._by_s
+    def shown(self) -> list[int]:
+        """Whose models are there."""
+        return sorted(rank for rank, answer in self.answers.items() if answer.there)
+
+    @property
+    def time_s(self) -> float:
+        """When the last of them was shown."""
+        return max((answer.time_s for answer in self.answers.values()), default=0.0)
 
 
 class Shower:
@@ -56,53 +84,65 @@ class Shower:
     Args:
         folder: of the run.
         rank: of this node.
-        tell: takes (kind, content) to the launcher.
+        tell: takes (kind, content) to the launcher; called on the loop.
     """
 
     def __init__(self, folder: Path, rank: int, tell: Callable[[str, object], None]) -> None:
         self._folder, self._rank, self._tell = folder, rank, tell
         self._pool: ThreadPoolExecutor | None = None
-        self._wanted: asyncio.Future[tuple[list[int], int]] | None = None
+        self._wanted: asyncio.Future[tuple[list[int], int, float]] | None = None
+        self.cpu_s = 0.0
+        """CPU seconds of showing and of averaging, which are for the judging alone."""
 
     async def everybody(self) -> Together | None:
         """At the root: all nodes' models as of now; None: nobody has shown one."""
         self._wanted = asyncio.get_running_loop().create_future()
         self._tell("gather", None)
-        ranks, samples = await self._wanted
+        ranks, samples, time_s = await self._wanted
         if not ranks:
             return None
-        return Together(samples, partial(_mean, [_path(self._folder, rank) for rank in ranks]))
+        return Together(samples, time_s, partial(self._mean, [_path(self._folder, rank) for rank in ranks]))
 
-    def gathered(self, ranks: list[int], samples: int) -> None:
-        """At the root: these have shown their models, after so many samples of all nodes."""
+    def gathered(self, ranks: list[int], samples: int, time_s: float) -> None:
+        """At the root: these have shown their models, after so many samples of all nodes, the last of them then."""
         if self._wanted is not None and not self._wanted.done():
-            self._wanted.set_result((ranks, samples))
+            self._wanted.set_result((ranks, samples, time_s))
 
-    def show(self, model: tuple[Tensor, ...] | None, own_samples: int) -> None:
-        """Leave ``model``, which nobody writes to, for the root; None: there is none to show."""
-        if model is None:
-            self._tell("shown", (False, own_samples))
-            return
+    def show(self, number: int, shown: Shown) -> None:
+        """Leave what is ``shown``, which nobody writes to, for the root, and answer. One at a time."""
         self._pool = self._pool or ThreadPoolExecutor(1, f"show-{self._rank}")
-        written = asyncio.get_running_loop().run_in_executor(self._pool, _write, _path(self._folder, self._rank), model)
-        written.add_done_callback(lambda done: self._tell("shown", (done.exception() is None, own_samples)))
+        written = asyncio.get_running_loop().run_in_executor(self._pool, self._write, shown.model)
+
+        def answer(done: asyncio.Future[bool]) -> None:
+            error = None if done.cancelled() else done.exception()
+            there = not done.cancelled() and error is None and done.result()
+            trouble = "" if error is None else f"{error}"
+            self._tell("shown", Answer(number, there, shown.own_samples, shown.time_s, trouble))
+
+        written.add_done_callback(answer)
+
+    def _write(self, model: tuple[Tensor, ...] | None) -> bool:
+        """In the thread. Whether there was a model."""
+        if model is None:
+            return False
+        began_s, path = time.thread_time(), _path(self._folder, self._rank)
+        part = path.with_suffix(".part")
+        save_file({str(b): bucket.detach().cpu().contiguous() for b, bucket in enumerate(model)}, part)
+        part.replace(path)
+        self.cpu_s += time.thread_time() - began_s
+        return True
+
+    def _mean(self, paths: list[Path]) -> tuple[Tensor, ...]:
+        """In the thread that scores it; of two models in memory at a time."""
+        began_s, sums = time.thread_time(), list[Tensor]()
+        for path in paths:
+            shown = load_file(path)
+            buckets = [shown[str(b)] for b in range(len(shown))]
+            sums = [a.add_(b) for a, b in zip(sums, buckets, strict=True)] if sums else buckets
+        mean = tuple(torch.div(total, len(paths)) for total in sums)
+        self.cpu_s += time.thread_time() - began_s
+        return mean
 
 
 def _path(folder: Path, rank: int) -> Path:
     return folder / f"shown-{rank}.safetensors"
-
-
-def _write(path: Path, model: tuple[Tensor, ...]) -> None:
-    part = path.with_suffix(".part")
-    save_file({str(b): bucket.detach().cpu().contiguous() for b, bucket in enumerate(model)}, part)
-    part.replace(path)
-
-
-def _mean(paths: list[Path]) -> tuple[Tensor, ...]:
-    """Bucket by bucket, without all models in memory at once."""
-    sums: list[Tensor] = []
-    for path in paths:
-        shown = load_file(path)
-        buckets = [shown[str(b)] for b in range(len(shown))]
-        sums = [a.add_(b) for a, b in zip(sums, buckets, strict=True)] if sums else buckets
-    return tuple(torch.div(total, len(paths)) for total in sums)

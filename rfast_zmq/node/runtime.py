@@ -45,7 +45,7 @@ from rfast_zmq.core.events import (
 from rfast_zmq.errors import Refused, UsageError
 from rfast_zmq.node.exchange import Exchange
 from rfast_zmq.node.gradients import Gradient, Gradients
-from rfast_zmq.node.scoring import Scorer, Snapshot, Together
+from rfast_zmq.node.scoring import Gatherer, Scorer, Shown, Snapshot
 from rfast_zmq.node.steps import Steps
 from rfast_zmq.node.watcher import Watcher
 from rfast_zmq.results import Point
@@ -69,8 +69,8 @@ class Node:
         incarnation: higher at every start of this node.
         watcher: told what happens.
         own: a model that a loop of the user's own trains, and what passes between the two; None: the plan's task.
-        everybody: at the root, where the mean of the nodes' models is judged: asks for them; None: nobody here can
-            show them, and until the end the root's own model is judged.
+        gatherer: brings the models of all nodes together, where their mean is judged; None: nobody here can, and until
+            the end the root's own model is judged.
     """
 
     def __init__(
@@ -82,10 +82,10 @@ class Node:
         incarnation: int,
         watcher: Watcher,
         own: tuple[Trained, Steps] | None = None,
-        everybody: Callable[[], Awaitable[Together | None]] | None = None,
+        gatherer: Gatherer | None = None,
     ) -> None:
         self.plan, self.rank, self._addresses, self._watcher = plan, rank, addresses, watcher
-        self._everybody = everybody if plan.method.judged_by_mean else None
+        self._gatherer = gatherer if plan.method.judged_by_mean else None
         self.name = plan.topology.names[rank]
         trained = plan.worker(rank) if own is None else own[0]
         self.worker: Trained = trained
@@ -355,35 +355,38 @@ class Node:
         if self._scores and self._started and not self._stopping.is_set() and self._scorer.due(self.algorithm.rounds):
             self._snapshot()
 
-    def _snapshot(self) -> None:
-        if (model := self.algorithm.export()) is None:
-            return
+    def _snapshot(self, *, last: bool = False) -> None:
+        """Have the model as it is now scored. ``last``: the run has closed, and where the mean is judged the root has
+        it itself."""
         status = self.algorithm.status()
+        by_mean = self._gatherer is not None
         point = Point(
             time_s=self._now(),
             samples=status.samples,
-            rounds=status.rounds,
+            rounds=status.samples / self.algorithm.config.global_batch if by_mean else status.rounds,
             train_loss=status.loss,
             staleness_rounds=status.staleness_rounds,
             bytes_sent=self._exchange.bytes_sent,
         )
-        closed = self._stopping.is_set() or self._gone.is_set()  # then the root has the mean itself
-        if self._everybody is None or closed:
+        if self._gatherer is not None and not last:
+            if not status.stopping:
+                self._scorer.take_later(partial(self._mean_of_all, self._gatherer, point), point)
+        elif (model := self.algorithm.export()) is not None:
             self._scorer.take(model, point)
-        else:
-            self._scorer.take_later(partial(self._mean_of_all, self._everybody, point), point)
 
-    async def _mean_of_all(self, everybody: Callable[[], Awaitable[Together | None]], point: Point) -> Snapshot | None:
-        """The mean to be scored, whose ``point`` says how far all nodes together were."""
-        if (together := await everybody()) is None:
+    async def _mean_of_all(self, gatherer: Gatherer, point: Point) -> Snapshot | None:
+        """The mean to be scored, whose ``point`` then says when that was and how far all nodes together were."""
+        together = await gatherer.everybody()
+        if together is None or self._stopping.is_set():  # as the run closes some show a model and some do not
             return None
-        point.samples, point.rounds = together.samples, together.samples / self.algorithm.config.global_batch
+        point.time_s, point.samples = together.time_s, together.samples
+        point.rounds = together.samples / self.algorithm.config.global_batch
         return together.mean
 
-    def shown(self) -> tuple[tuple[Tensor, ...] | None, int]:
-        """This node's model, per bucket, as it is while the run goes on (None before its first and after that), and
-        the samples that it has computed."""
-        return (None if self._stopping.is_set() else self.algorithm.export()), self.algorithm.status().own_samples
+    def shown(self) -> Shown:
+        """This node as it is now, for the mean; as the run closes without a model."""
+        status = self.algorithm.status()
+        return Shown(None if status.stopping else self.algorithm.export(), status.own_samples, self._now())
 
     def _scored(self, point: Point) -> None:
         self._watcher.point(point)
@@ -396,7 +399,7 @@ class Node:
         if self.is_root and self._started:
             await self._scorer.settled()
             if self._scores and self.trouble < 0 and self._fault is None:
-                self._snapshot()
+                self._snapshot(last=True)
                 await self._scorer.settled()
             if self._fault is not None:
                 raise self._fault
@@ -407,7 +410,7 @@ class Node:
     def standing(self) -> dict[str, Any]:
         """How the node stands: plain numbers, for reports and the result."""
         status = self.algorithm.status()
-        cpu_s = time.process_time() - self._cpu0_s
+        cpu_s = time.process_time() - self._cpu0_s - (0.0 if self._gatherer is None else self._gatherer.cpu_s)
         return {
             "rank": self.rank,
             "rounds": status.rounds,

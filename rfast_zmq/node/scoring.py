@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import isfinite, nan
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,16 +22,43 @@ Snapshot = Callable[[], tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
+class Shown:
+    """One node at one moment.
+
+    Attributes:
+        model: per bucket, never written to; None: it has none, or none that counts.
+        own_samples: that it had computed.
+        time_s: when, in seconds since the start.
+    """
+
+    model: tuple[Tensor, ...] | None
+    own_samples: int
+    time_s: float
+
+
+@dataclass(frozen=True)
 class Together:
     """All nodes at one moment, where the mean of their models is judged.
 
     Attributes:
         samples: that all had computed.
+        time_s: when the last of them was there, in seconds since the start.
         mean: of the models that were shown.
     """
 
     samples: int
+    time_s: float
     mean: Snapshot
+
+
+class Gatherer(Protocol):
+    """Whoever can bring the models of all nodes together."""
+
+    cpu_s: float
+    """CPU seconds of this process that went into it."""
+
+    async def everybody(self) -> Together | None:
+        """All nodes' models as of now; None: there are none."""
 
 
 class Scorer:
@@ -91,8 +119,13 @@ class Scorer:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _score_later(self, gather: Callable[[], Awaitable[Snapshot | None]], point: Point) -> None:
-        snapshot = await gather()
-        self._gathering = False
+        try:
+            snapshot = await gather()
+        except Exception as error:
+            self._failed(error)
+            return
+        finally:
+            self._gathering = False
         if snapshot is not None:
             await self._score(snapshot, point)
 

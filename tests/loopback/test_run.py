@@ -176,30 +176,36 @@ def test_the_target_ends_a_run_and_is_timed() -> None:
 
 def test_where_the_mean_of_the_models_is_judged_every_point_is_of_the_mean() -> None:
     """Two nodes that want 0 and 1: x⁺ = mean − (x − what it wants)/2 settles at 1/3 and 2/3."""
-    done = run(plan("Apart", nodes=2, algorithm="d-psgd", topology="ring", lr=0.5, samples=1600, evaluate_every=4.0))
+    done = run(plan("Apart", nodes=2, algorithm="d-psgd", topology="ring", lr=0.5, samples=3200, evaluate_every=4.0))
     models = [p.extra["model"] for p in done.points]
     assert len(models) > 5
     assert models[len(models) // 2 :] == pytest.approx([0.5] * (len(models) - len(models) // 2), abs=0.01)
-    assert [p.samples for p in done.points] == sorted(p.samples for p in done.points)
-    assert done.points[-1].samples >= 1600
+    for numbers in ([p.samples for p in done.points], [p.time_s for p in done.points], [p.rounds for p in done.points]):
+        assert numbers == sorted(numbers)
+    assert done.points[-1].samples >= 3200
+    assert not [line for _, line in done.said if "mean" in line or "model" in line]
 
 
-def test_a_stopped_node_is_left_out_of_the_mean_that_is_judged() -> None:
-    seen: list[int] = []
+def test_a_stopped_node_is_left_out_of_the_mean_that_is_judged_and_that_is_said() -> None:
+    """Of 0, 1, 2 and 3 the node that wants 3 is stopped."""
+    seen: dict[str, bool] = {}
 
     def act(watch: Watch) -> None:
         watch.until(lambda: watch.rounds > 5)
-        os.kill(watch.pids[1], signal.SIGSTOP)
+        os.kill(watch.pids[3], signal.SIGSTOP)
         try:
+            seen["said"] = watch.until(lambda: any("node 3 is silent" in line for line in watch.lines))
             before = len(watch.points)
-            watch.until(lambda: len(watch.points) >= before + 3)
-            seen.append(len(watch.points) - before)
+            seen["went on"] = watch.until(lambda: len(watch.points) >= before + 3)
+            seen["without it"] = watch.until(lambda: watch.points[-1].extra["model"] < 1.25)
         finally:
-            os.kill(watch.pids[1], signal.SIGCONT)
+            os.kill(watch.pids[3], signal.SIGCONT)
+        seen["with it"] = watch.until(lambda: watch.points[-1].extra["model"] > 1.25)
 
-    settings = {"nodes": 4, "algorithm": "ad-psgd", "topology": "ring", "lr": 0.1, "samples": 12_000}
+    settings = {"nodes": 4, "algorithm": "ad-psgd", "topology": "exponential", "lr": 0.1, "samples": 16_000}
     done = run(plan("Apart", **settings, report_batch=8, evaluate_every=1.0), Watch(act))
-    assert seen == [pytest.approx(3, abs=1)]
+    assert seen == {"said": True, "went on": True, "without it": True, "with it": True}
+    assert sum("node 3 is silent" in line for _, line in done.said) == 1
     assert done.result.missing == []
 
 

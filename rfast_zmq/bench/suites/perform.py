@@ -82,7 +82,7 @@ def score(row: Row) -> Score:
 
 
 def _found(result: Result, points: list[Point]) -> Row:
-    at_target = next((p for p in points if p.samples == result.target_samples), None)
+    at_target = next((p for p in points if p.time_s == result.target_s), None)
     n = len(result.per_node)
     waited = [node.get("waited_s", 0.0) for node in result.per_node]
     return {
