@@ -40,11 +40,7 @@ def conv(before: int, after: int, size: int, stride: int, norm: Norm) -> nn.Modu
 
 
 def norm_named(name: str) -> Norm:
-    """For ``--norm``: what makes a layer that normalises so many channels.
-
-    Raises:
-        ValueError: there is no such kind.
-    """
+    """What makes a layer that normalises so many channels. Raises ValueError where there is no such kind."""
     if name not in NORMS:
         raise ValueError(f"no such normalisation; one of {', '.join(NORMS)}")
     return NORMS[name]
