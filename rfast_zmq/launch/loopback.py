@@ -274,7 +274,7 @@ class _Loopback:
         for rank in silent:
             self._say_once(rank, "is silent: the mean that is judged is without its model")
         samples = sum(child.shown_samples for child in self.children)
-        word = ("gathered", self._gathering.shown, samples, self._gathering.time_s)
+        word = ("gathered", self._gathering.shown, samples, self._gathering.clock_s)
         self._gathering = None
         self._order(word, self.plan.topology.root)
 

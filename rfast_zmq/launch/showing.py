@@ -32,14 +32,14 @@ class Answer:
         number: of the gathering.
         there: its model lies in the folder.
         samples: that it had computed.
-        time_s: when, in seconds since the start.
+        clock_s: when, by the machine's clock.
         trouble: why its model could not be written; empty: nothing was in the way.
     """
 
     number: int
     there: bool
     samples: int
-    time_s: float
+    clock_s: float
     trouble: str = ""
 
 
@@ -73,9 +73,9 @@ class Gathering:
         return sorted(rank for rank, answer in self.answers.items() if answer.there)
 
     @property
-    def time_s(self) -> float:
-        """When the last of them was shown."""
-        return max((answer.time_s for answer in self.answers.values()), default=0.0)
+    def clock_s(self) -> float:
+        """When the last of them was shown, by the machine's clock."""
+        return max((answer.clock_s for answer in self.answers.values()), default=0.0)
 
 
 class Shower:
@@ -98,15 +98,15 @@ class Shower:
         """At the root: all nodes' models as of now; None: nobody has shown one."""
         self._wanted = asyncio.get_running_loop().create_future()
         self._tell("gather", None)
-        ranks, samples, time_s = await self._wanted
+        ranks, samples, clock_s = await self._wanted
         if not ranks:
             return None
-        return Together(samples, time_s, partial(self._mean, [_path(self._folder, rank) for rank in ranks]))
+        return Together(samples, clock_s, partial(self._mean, [_path(self._folder, rank) for rank in ranks]))
 
-    def gathered(self, ranks: list[int], samples: int, time_s: float) -> None:
+    def gathered(self, ranks: list[int], samples: int, clock_s: float) -> None:
         """At the root: these have shown their models, after so many samples of all nodes, the last of them then."""
         if self._wanted is not None and not self._wanted.done():
-            self._wanted.set_result((ranks, samples, time_s))
+            self._wanted.set_result((ranks, samples, clock_s))
 
     def show(self, number: int, shown: Shown) -> None:
         """Leave what is ``shown``, which nobody writes to, for the root, and answer. One at a time."""
@@ -117,7 +117,7 @@ class Shower:
             error = None if done.cancelled() else done.exception()
             there = not done.cancelled() and error is None and done.result()
             trouble = "" if error is None else f"{error}"
-            self._tell("shown", Answer(number, there, shown.own_samples, shown.time_s, trouble))
+            self._tell("shown", Answer(number, there, shown.own_samples, shown.clock_s, trouble))
 
         written.add_done_callback(answer)
 

@@ -379,14 +379,14 @@ class Node:
         together = await gatherer.everybody()
         if together is None or self._stopping.is_set():  # as the run closes some show a model and some do not
             return None
-        point.time_s, point.samples = together.time_s, together.samples
+        point.time_s, point.samples = together.clock_s - self._t0, together.samples
         point.rounds = together.samples / self.algorithm.config.global_batch
         return together.mean
 
     def shown(self) -> Shown:
         """This node as it is now, for the mean; as the run closes without a model."""
         status = self.algorithm.status()
-        return Shown(None if status.stopping else self.algorithm.export(), status.own_samples, self._now())
+        return Shown(None if status.stopping else self.algorithm.export(), status.own_samples, self._loop.time())
 
     def _scored(self, point: Point) -> None:
         self._watcher.point(point)

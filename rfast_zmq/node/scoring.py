@@ -28,12 +28,12 @@ class Shown:
     Attributes:
         model: per bucket, never written to; None: it has none, or none that counts.
         own_samples: that it had computed.
-        time_s: when, in seconds since the start.
+        clock_s: when, by the clock that all processes of this machine share (nodes start at times of their own).
     """
 
     model: tuple[Tensor, ...] | None
     own_samples: int
-    time_s: float
+    clock_s: float
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class Together:
 
     Attributes:
         samples: that all had computed.
-        time_s: when the last of them was there, in seconds since the start.
+        clock_s: when the last of them was there, by the machine's clock.
         mean: of the models that were shown.
     """
 
     samples: int
-    time_s: float
+    clock_s: float
     mean: Snapshot
 
 

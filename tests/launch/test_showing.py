@@ -45,7 +45,7 @@ async def gathered(root: Shower, gathering: Gathering) -> Together | None:
     """What the root makes of it."""
     task = asyncio.create_task(root.everybody())
     await asyncio.sleep(0)
-    root.gathered(gathering.shown, 77, gathering.time_s)
+    root.gathered(gathering.shown, 77, gathering.clock_s)
     return await task
 
 
@@ -55,7 +55,7 @@ async def test_the_root_gets_the_mean_of_the_models_that_were_shown(tmp_path: Pa
     assert gathering.shown == [0, 1, 3]
     together = await gathered(showers[0], gathering)
     assert together is not None
-    assert (together.samples, together.time_s) == (77, 0.3)
+    assert (together.samples, together.clock_s) == (77, 0.3)
     first, second = together.mean()
     assert first.tolist() == pytest.approx([4 / 3] * 3)
     assert second.tolist() == pytest.approx([40 / 3] * 2)
