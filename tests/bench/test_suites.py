@@ -161,6 +161,9 @@ def test_tuning_and_reported_seeds_are_apart_and_each_runs_at_its_best_lr(done: 
             assert row["seed"] in range(3)
             cell = "iid/even" if row["contestant"] == ALONE else row["cell"]
             assert row["lr"] == pytest.approx(best[row["contestant"], cell])
+    for contestant, seeds in (("rfast-tree", {1000}), ("ring-allreduce", {1000, 1001, 1002, 1003})):
+        tuning = {row["seed"] for row in store.runs.values() if row["contestant"] == contestant and row["seed"] >= 1000}
+        assert tuning == seeds, "what times are divided by is tuned with the most"
     losses = {row["cell"] for row in store.runs.values() if row["seed"] >= 1000}
     assert losses == {"iid/straggler", "iid/even"}, "the lr is that of the cell without loss"
 

@@ -137,6 +137,11 @@ class Contestant:
         return replace(self, optimizer=optimizer, lr=dict(self.optimizers)[optimizer], others=())
 
     @property
+    def searched_as(self) -> tuple[str, str]:
+        """Algorithm and topology that its lr is searched with."""
+        return self.tuned_as or (self.algorithm, self.topology)
+
+    @property
     def alone(self) -> bool:
         return self.label == ALONE
 

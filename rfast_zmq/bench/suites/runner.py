@@ -72,6 +72,14 @@ class Entry:
         return self.block.ground
 
 
+def tuning_seeds(entry: Entry) -> int:
+    """How many seeds are run for one lr: all there are for what times are divided by, since every ratio hangs on it."""
+    if entry.table == OWN:
+        return min(entry.block.tuning_seeds, OWN_SEEDS_MOST)
+    reference = next(c for c in entry.block.contestants if c.label == entry.block.reference)
+    return len(TUNING_SEEDS) if entry.contestant.searched_as == reference.searched_as else entry.block.tuning_seeds
+
+
 class Runner:
     """One suite, or the chosen part of it.
 
@@ -209,8 +217,7 @@ class Runner:
 
     async def _search(self, entry: Entry) -> Tuned:
         async def ask(batch: int, lr: float) -> Score:
-            most = len(TUNING_SEEDS) if entry.table == FIXED else OWN_SEEDS_MOST
-            seeds = TUNING_SEEDS[: min(entry.block.tuning_seeds, most)]
+            seeds = TUNING_SEEDS[: tuning_seeds(entry)]
             jobs = [self._job(entry, batch, lr, seed, simulated=True) for seed in seeds]
             scores = [score(row) for row in await asyncio.gather(*map(self._simulated, jobs))]
             return median(s for s, _ in scores), median(a for _, a in scores)
