@@ -302,7 +302,7 @@ def chosen_blocks(suite: Suite, choice: Choice) -> list[Block]:
     for flag, given, there in (("only", choice.only, labels), ("cells", choice.cells, cells)):
         for name in given:
             if name not in there:
-                raise UsageError(f"--{flag} {name}: one of {', '.join(there)}")
+                raise UsageError(f"--{flag} {name}: one of {'; '.join(there)}")
     if choice.seeds is not None and choice.seeds < 1:
         raise UsageError(f"--seeds {choice.seeds}: must be 1 or more")
     last = choice.first_seed + (choice.seeds or 10)
