@@ -160,7 +160,7 @@ def test_tuning_and_reported_seeds_are_apart_and_each_runs_at_its_best_lr(done: 
         if row["seed"] < 1000:
             assert row["seed"] in range(3)
             cell = "iid/even" if row["contestant"] == ALONE else row["cell"]
-            assert row["lr"] == pytest.approx(best[row["contestant"], cell])
+            assert row["lr"] == pytest.approx(best[row["contestant"], cell], rel=1e-5)  # it is kept to six places
     for contestant, seeds in (("rfast-tree", {1000}), ("ring-allreduce", {1000, 1001, 1002, 1003})):
         tuning = {row["seed"] for row in store.runs.values() if row["contestant"] == contestant and row["seed"] >= 1000}
         assert tuning == seeds, "what times are divided by is tuned with the most"

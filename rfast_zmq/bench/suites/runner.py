@@ -76,8 +76,8 @@ def tuning_seeds(entry: Entry) -> int:
     """How many seeds are run for one lr: all there are for what times are divided by, since every ratio hangs on it."""
     if entry.table == OWN:
         return min(entry.block.tuning_seeds, OWN_SEEDS_MOST)
-    reference = next(c for c in entry.block.contestants if c.label == entry.block.reference)
-    return len(TUNING_SEEDS) if entry.contestant.searched_as == reference.searched_as else entry.block.tuning_seeds
+    references = {c.searched_as for c in entry.block.contestants if c.label == entry.block.reference}
+    return len(TUNING_SEEDS) if entry.contestant.searched_as in references else entry.block.tuning_seeds
 
 
 class Runner:
