@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from rfast_zmq.assembly import Plan
@@ -94,13 +94,8 @@ class Sent:
     def at(self, time_s: float, ahead_s: float) -> float:
         """Bytes by ``time_s``: in proportion between two reports; after the last one as between the last two, for
         ``ahead_s`` at most."""
-        i = bisect_right(self._times_s, time_s)
-        if i == len(self._times_s):
-            return self._bytes[-1] + self._rate * min(time_s - self._times_s[-1], ahead_s)
-        if not i:
-            return 0.0
-        (t0_s, t1_s), (b0, b1) = self._times_s[i - 1 : i + 1], self._bytes[i - 1 : i + 1]
-        return b0 + (b1 - b0) * (time_s - t0_s) / (t1_s - t0_s)
+        ahead_s = min(max(time_s - self._times_s[-1], 0.0), ahead_s)
+        return float(np.interp(time_s, self._times_s, self._bytes)) + self._rate * ahead_s
 
 
 def check_target(plan: Plan, point: Point) -> None:

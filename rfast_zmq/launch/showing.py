@@ -92,7 +92,7 @@ class Shower:
         self._pool: ThreadPoolExecutor | None = None
         self._wanted: asyncio.Future[tuple[list[int], int, float]] | None = None
         self.cpu_s = 0.0
-        """CPU seconds of showing and of averaging, which are for the judging alone."""
+        """CPU seconds of showing, which is for the judging alone. (Averaging is the scoring thread's.)"""
 
     async def everybody(self) -> Together | None:
         """At the root: all nodes' models as of now; None: nobody has shown one."""
@@ -132,16 +132,15 @@ class Shower:
         self.cpu_s += time.thread_time() - began_s
         return True
 
-    def _mean(self, paths: list[Path]) -> tuple[Tensor, ...]:
+    @staticmethod
+    def _mean(paths: list[Path]) -> tuple[Tensor, ...]:
         """In the thread that scores it; of two models in memory at a time."""
-        began_s, sums = time.thread_time(), list[Tensor]()
+        sums: list[Tensor] = []
         for path in paths:
             shown = load_file(path)
             buckets = [shown[str(b)] for b in range(len(shown))]
             sums = [a.add_(b) for a, b in zip(sums, buckets, strict=True)] if sums else buckets
-        mean = tuple(torch.div(total, len(paths)) for total in sums)
-        self.cpu_s += time.thread_time() - began_s
-        return mean
+        return tuple(torch.div(total, len(paths)) for total in sums)
 
 
 def _path(folder: Path, rank: int) -> Path:
