@@ -148,8 +148,12 @@ class Simulator:
         """That all nodes have computed."""
         self._troubled = False
 
-    def run(self) -> Simulation:
-        """Run to the end: every node has left, or nothing can happen any more."""
+    def run(self, until_s: float = inf) -> Simulation:
+        """Run to the end: every node has left, or nothing can happen any more.
+
+        Args:
+            until_s: break it off at that virtual time, if it has not ended by then; what there is, is scored.
+        """
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
@@ -160,6 +164,9 @@ class Simulator:
                     self._tell(node, Started(0.0))
                 gone_s = inf
                 while self._heap and not all(node.gone for node in self.nodes) and self.now <= gone_s + AFTER_ROOT_S:
+                    if self._heap[0][0] > until_s:
+                        self.now = until_s
+                        break
                     self.now, _, act = heapq.heappop(self._heap)
                     act()
                     gone_s = min(gone_s, self.now) if self.root.gone else inf

@@ -34,7 +34,7 @@ from rfast_zmq.bench.suites.report import section, write
 from rfast_zmq.bench.suites.runner import FIXED, OWN, Choice, Runner
 from rfast_zmq.bench.suites.standings import ratios, reached, spread, tables_of
 from rfast_zmq.bench.suites.store import RUNS, Store
-from rfast_zmq.bench.suites.tuning import AS_GOOD, Score, best_batch, best_lr
+from rfast_zmq.bench.suites.tuning import AS_GOOD, HOPELESS, Score, best_batch, best_lr
 from rfast_zmq.cli import main
 from rfast_zmq.errors import RfastError, TaskError, UsageError
 
@@ -45,7 +45,7 @@ from rfast_zmq.errors import RfastError, TaskError, UsageError
 def test_the_search_ends_within_a_quarter_octave_of_the_best_lr_and_never_at_the_end_of_its_grid(
     best: float, start: float
 ) -> None:
-    async def ask(batch: int, lr: float) -> Score:
+    async def ask(batch: int, lr: float, until_s: float) -> Score:
         return abs(log2(lr) - best), 0.0
 
     tuned = asyncio.run(best_lr(ask, 64, 2**start))
@@ -58,7 +58,7 @@ def test_the_search_ends_within_a_quarter_octave_of_the_best_lr_and_never_at_the
 
 
 def test_a_grid_whose_end_stays_the_best_says_so() -> None:
-    async def the_smaller_the_better(batch: int, lr: float) -> Score:
+    async def the_smaller_the_better(batch: int, lr: float, until_s: float) -> Score:
         return lr, 0.0
 
     assert asyncio.run(best_lr(the_smaller_the_better, 64, 1.0)).open_end
@@ -68,7 +68,7 @@ def test_of_neighbours_that_few_seeds_cannot_tell_apart_the_middle_is_taken() ->
     """Not the one before the cliff, though it was a little faster by chance."""
     seconds = {-2.0: 14.0, -1.5: 12.0, -1.0: 10.2, -0.5: 10.1, 0.0: 10.3, 0.5: 10.0, 1.0: 80.0}
 
-    async def ask(batch: int, lr: float) -> Score:
+    async def ask(batch: int, lr: float, until_s: float) -> Score:
         return seconds[round(2 * log2(lr)) / 2], 0.0
 
     tuned = asyncio.run(best_lr(ask, 64, 1.0))
@@ -77,14 +77,51 @@ def test_of_neighbours_that_few_seeds_cannot_tell_apart_the_middle_is_taken() ->
 
 
 def test_where_the_target_is_never_reached_the_accuracy_decides() -> None:
-    async def ask(batch: int, lr: float) -> Score:
+    async def ask(batch: int, lr: float, until_s: float) -> Score:
         return inf, abs(log2(lr) - 2)
 
     assert asyncio.run(best_lr(ask, 64, 1.0)).lr == pytest.approx(4.0)
 
 
+@given(
+    seconds=st.lists(st.lists(st.floats(1, 100), min_size=4, max_size=4), min_size=45, max_size=45),
+    seeds=st.integers(1, 4),
+)
+def test_runs_that_are_broken_off_change_nothing_of_what_is_found(seconds: list[list[float]], seeds: int) -> None:
+    """Whatever each lr gives with each seed."""
+
+    async def whole(batch: int, lr: float, until_s: float) -> Score:
+        return median(seconds[22 + round(2 * log2(lr))][:seeds]), 0.0
+
+    async def cut(batch: int, lr: float, until_s: float) -> Score:
+        there = [s if s <= until_s else inf for s in seconds[22 + round(2 * log2(lr))][:seeds]]
+        return median(there), 0.0
+
+    found, wanted = (asyncio.run(best_lr(ask, 64, 1.0)) for ask in (cut, whole))
+    assert (found.lr, found.score, found.open_end) == (wanted.lr, wanted.score, wanted.open_end)
+
+
+def test_what_is_hopeless_beside_the_best_so_far_is_broken_off() -> None:
+    """A cliff: of what lies behind it nothing runs longer than it must."""
+    limits: dict[float, float] = {}
+
+    async def ask(batch: int, lr: float, until_s: float) -> Score:
+        limits[round(lr, 3)] = until_s
+        return (10 / lr if lr <= 1 else inf), 0.0
+
+    asyncio.run(best_lr(ask, 64, 0.5))
+    assert limits == {
+        0.5: inf,
+        0.25: HOPELESS * 20,
+        1.0: HOPELESS * 20,
+        2.0: HOPELESS * 10,
+        0.707: HOPELESS * 10,
+        1.414: HOPELESS * 10,
+    }
+
+
 def test_each_batch_has_its_own_best_lr_and_none_is_smaller_than_allowed() -> None:
-    async def ask(batch: int, lr: float) -> Score:
+    async def ask(batch: int, lr: float, until_s: float) -> Score:
         return 1 + abs(log2(lr * 256 / batch)) + abs(log2(batch / 32)), 0.0
 
     async def search(least: int) -> tuple[int, float]:
@@ -177,6 +214,26 @@ def test_a_suite_that_was_cut_off_is_resumed_and_gives_the_same(done: Path, tmp_
     store, said = simulate(tmp_path)
     assert f"done: 4 runs, {len(whole) - 4} were there" in said[-1]
     assert store.runs == Store(done, "toy").runs
+
+
+def test_a_search_breaks_off_what_is_hopeless_and_a_run_cut_too_short_is_made_again(tmp_path: Path) -> None:
+    """Whatever is reported has run to its end."""
+    block = replace(BLOCK, contestants=(replace(OURS, lr=0.02), RING, SINGLE), cells=(CELL,))
+    store, said = simulate(tmp_path, block)
+    cut = [row for row in store.runs.values() if "cut_s" in row]
+    assert cut
+    assert all(row["seed"] >= 1000 and row["target_s"] is None and row["wall_s"] == row["cut_s"] for row in cut)
+    assert sum("broken off" in line for line in said) == len(cut)
+    best = {r["contestant"]: r["tried"]["sgd"] for r in store.tuned()}
+    for row in cut:
+        times = [s for _, _, s, _ in best[row["contestant"]] if s is not None]
+        assert row["cut_s"] >= HOPELESS * min(times)
+    assert "done: 0 runs" in simulate(tmp_path, block)[1][-1], "all are long enough"
+    first = {**cut[0], "cut_s": cut[0]["cut_s"] / 2}
+    store.add(first)
+    again, said = simulate(tmp_path, block)
+    assert "done: 1 runs" in said[-1]
+    assert again.runs[first["key"]] == cut[0]
 
 
 def test_the_tables_say_what_the_runs_say(done: Path, tmp_path: Path) -> None:

@@ -45,6 +45,16 @@ def simulate(*, halts: tuple[Halt, ...] = (), latency_s: float = 0.001, **change
     return Simulator(plan(**changes), halts=halts, latency_s=latency_s).run()
 
 
+def test_a_run_can_be_broken_off_at_a_moment_and_is_the_same_until_then() -> None:
+    whole = simulate(rounds=60)
+    part = Simulator(plan(rounds=60), latency_s=0.001).run(until_s=2.0)
+    assert whole.result.wall_s > 4
+    assert part.result.wall_s == 2.0
+    assert part.points[-1].time_s == 2.0
+    assert part.points[:-1] == [p for p in whole.points if p.time_s <= 2.0]
+    assert Simulator(plan(rounds=60), latency_s=0.001).run(until_s=100.0).result == whole.result
+
+
 def ended_well(run: Simulation) -> None:
     result = run.result
     assert result.missing == []

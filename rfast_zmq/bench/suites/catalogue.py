@@ -104,7 +104,7 @@ def _one(label: str, topology: str, optimizer: str, lr: float, **more: object) -
 
 def _gossip(label: str, topology: str, nadam: float, **more: object) -> Contestant:
     """Methods whose nodes each have momentum of their own: their authors took plain SGD and momentum."""
-    return _one(label, topology, "sgd", 0.4, others=(("momentum", 0.05), ("nadam", nadam)), **more)
+    return _one(label, topology, "nadam", nadam, others=(("momentum", 0.05), ("sgd", 0.4)), **more)
 
 
 def _deep(label: str, topology: str, momentum: float, nadam: float, **more: object) -> Contestant:

@@ -157,6 +157,7 @@ class Job:
         seed: of everything drawn.
         simulated: in virtual time.
         data: path of the data file; None: the task needs none.
+        until_s: in virtual time, break it off there if it has not reached its target.
     """
 
     ground: Ground
@@ -167,6 +168,7 @@ class Job:
     seed: int
     simulated: bool
     data: str | None
+    until_s: float = inf
 
     @property
     def key(self) -> str:

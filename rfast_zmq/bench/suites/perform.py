@@ -60,8 +60,11 @@ def perform(job: Job) -> Row:
     if job.simulated:
         alone, ground = job.contestant.alone, job.ground
         line = inf if alone else ground.bytes_per_s
-        simulation = Simulator(plan, latency_s=0.0 if alone else ground.latency_s, bytes_per_s=line).run()
-        return row | _found(simulation.result, simulation.points)
+        simulator = Simulator(plan, latency_s=0.0 if alone else ground.latency_s, bytes_per_s=line)
+        result = (simulation := simulator.run(job.until_s)).result
+        if result.target_s is None and result.wall_s >= job.until_s:
+            row["cut_s"] = job.until_s
+        return row | _found(result, simulation.points)
     if job.ground.hosts:
         with Namespaces(plan.topology.nodes, bytes_per_s=job.ground.bytes_per_s) as hosts:
             done = run(plan, hosts=hosts)

@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from statistics import median
 
@@ -97,7 +97,7 @@ class Runner:
         self.choice, self.store, self._tell = choice, store, tell
         self.blocks = chosen_blocks(suite, choice)
         self._searches: dict[str, asyncio.Task[Tuned]] = {}
-        self._asked: dict[str, asyncio.Task[Row]] = {}
+        self._asked: dict[tuple[str, float], asyncio.Task[Row]] = {}
         self._cancel: Callable[[], object] | None = None  # ends what is under way in virtual time
         self._interrupted = False
         self._began, self._ran, self._skipped, self._of_other_code = time.monotonic(), 0, 0, False
@@ -177,9 +177,10 @@ class Runner:
 
     async def _enter(self, entry: Entry) -> tuple[Entry, Tuned]:
         """Find the best optimiser and lr, then run all seeds in virtual time if that is where this ground is."""
-        names = [name for name, _ in entry.contestant.optimizers]
-        ones = [replace(entry, contestant=entry.contestant.with_optimizer(name)) for name in names]
-        found = dict(zip(names, await asyncio.gather(*map(self._tuned, ones)), strict=True))
+        found: dict[str, Tuned] = {}
+        for name, _ in entry.contestant.optimizers:  # one by one: each has to beat those before it
+            one = replace(entry, contestant=entry.contestant.with_optimizer(name))
+            found[name] = await self._tuned(one, min((t.score[0] for t in found.values()), default=inf))
         optimizer = min(found, key=lambda name: found[name].score)
         tuned = found[optimizer]
         best = replace(entry, contestant=entry.contestant.with_optimizer(optimizer))
@@ -207,31 +208,32 @@ class Runner:
             await asyncio.gather(*map(self._simulated, jobs))
         return best, tuned
 
-    async def _tuned(self, entry: Entry) -> Tuned:
-        """One search for all cells of a split and speeds."""
+    async def _tuned(self, entry: Entry, best_s: float = inf) -> Tuned:
+        """One search for all cells of a split and speeds; ``best_s``: what another optimiser takes to the target."""
         who = f"{entry.contestant.label} {entry.contestant.optimizer}"
         name = f"{entry.ground.name} {entry.cell.tuned_as.key} {who} {entry.table}"
         if name not in self._searches:
-            self._searches[name] = asyncio.create_task(self._search(replace(entry, cell=entry.cell.tuned_as)))
+            one = replace(entry, cell=entry.cell.tuned_as)
+            self._searches[name] = asyncio.create_task(self._search(one, best_s))
         return await self._searches[name]
 
-    async def _search(self, entry: Entry) -> Tuned:
-        async def ask(batch: int, lr: float) -> Score:
+    async def _search(self, entry: Entry, best_s: float) -> Tuned:
+        async def ask(batch: int, lr: float, until_s: float) -> Score:
             seeds = TUNING_SEEDS[: tuning_seeds(entry)]
-            jobs = [self._job(entry, batch, lr, seed, simulated=True) for seed in seeds]
+            jobs = [replace(self._job(entry, batch, lr, seed, simulated=True), until_s=until_s) for seed in seeds]
             scores = [score(row) for row in await asyncio.gather(*map(self._simulated, jobs))]
             return median(s for s, _ in scores), median(a for _, a in scores)
 
         if entry.table == FIXED:
-            return await best_lr(ask, entry.ground.batch, entry.contestant.lr)
-        first = await self._tuned(replace(entry, table=FIXED))
-        first = await best_lr(ask, first.batch, first.lr)
+            return await best_lr(ask, entry.ground.batch, entry.contestant.lr, best_s)
+        first = await self._tuned(replace(entry, table=FIXED), best_s)
+        first = await best_lr(ask, first.batch, first.lr, best_s)
         return await best_batch(ask, first, least=entry.ground.nodes)
 
     async def _simulated(self, job: Job) -> Row:
-        if job.key not in self._asked:
-            self._asked[job.key] = asyncio.create_task(self._simulate(job))
-        return await self._asked[job.key]
+        if (asked := (job.key, job.until_s)) not in self._asked:
+            self._asked[asked] = asyncio.create_task(self._simulate(job))
+        return await self._asked[asked]
 
     async def _simulate(self, job: Job) -> Row:
         if (there := self._there(job)) is not None:
@@ -244,8 +246,10 @@ class Runner:
     # ------------------------------------------------------------------------------------ both
 
     def _there(self, job: Job) -> Row | None:
-        """The run as it was made before, by the same code."""
+        """The run as it was made before, by the same code, and broken off no sooner than it may be now."""
         row = self.store.runs.get(job.key)
+        if row is not None and row.get("cut_s", inf) < job.until_s:
+            return None
         if row is None or row.get("code") == code(job.ground.task):
             return row
         if not self._of_other_code:
@@ -275,6 +279,8 @@ class Runner:
             found = f"{row['target_s']:.3g} {unit} to {job.ground.target:g}"
         elif row["trouble"] is not None:
             found = f"diverged at rank {row['trouble']}"
+        elif "cut_s" in row:
+            found = f"broken off after {row['cut_s']:.3g} {unit}: another lr is far ahead"
         else:
             found = f"{row['accuracy'] or 0:.3f} after {row['samples']:,} samples, {row['wall_s']:.3g} {unit}"
         kind = "tuning, " if job.seed in TUNING_SEEDS else ""

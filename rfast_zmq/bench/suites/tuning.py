@@ -17,10 +17,15 @@ EXTENSIONS_MOST = 8
 AS_GOOD = 1.05
 """Times that differ by less than this factor are alike."""
 
+HOPELESS = 2 * AS_GOOD
+"""A run that has taken so many times the best time so far may be broken off, and counts as never there. A median over
+seeds is at least half of the upper of the two in their middle: if that one is broken off, this lr is neither the best
+nor as good as the best."""
+
 Score = tuple[float, float]
 """(seconds to the target, minus the accuracy at the end): the smaller the better; never reached is infinite."""
-Ask = Callable[[int, float], Awaitable[Score]]
-"""(B, lr) to its score."""
+Ask = Callable[[int, float, float], Awaitable[Score]]
+"""(B, lr, the seconds after which a run may be broken off) to its score."""
 
 
 @dataclass(frozen=True)
@@ -41,17 +46,21 @@ class Tuned:
     open_end: bool
 
 
-async def best_lr(ask: Ask, batch: int, start: float) -> Tuned:
+async def best_lr(ask: Ask, batch: int, start: float, best_s: float = inf) -> Tuned:
     """Factors of two around ``start``, more of them while the best is at an end; then √2 to both sides of the best.
 
     Args:
         ask: scores a B and lr.
         batch: B.
         start: lr to begin with.
+        best_s: the best time of what else is searched (seconds); whatever is hopeless beside that may be broken off.
     """
+    tried_s = [best_s]
 
     async def at(lr: float) -> Score:
-        return await ask(batch, lr)
+        score = await ask(batch, lr, HOPELESS * min(tried_s))
+        tried_s.append(score[0])
+        return score
 
     found, open_end = await _climb(at, start, 2.0)
     best = min(found, key=found.__getitem__)
@@ -77,7 +86,8 @@ async def best_batch(ask: Ask, first: Tuned, least: int) -> Tuned:
             return inf, inf
         if batch not in found:
             near = min(found, key=lambda b: (abs(b - batch), b))
-            found[batch] = await best_lr(ask, batch, found[near].lr)
+            best_s = min(tuned.score[0] for tuned in found.values())
+            found[batch] = await best_lr(ask, batch, found[near].lr, best_s)
         return found[batch].score
 
     scores, open_end = await _climb(at, first.batch, 2.0)
@@ -106,8 +116,9 @@ async def _climb(
     at: Callable[[float], Awaitable[Score]], start: float, factor: float
 ) -> tuple[dict[float, Score], bool]:
     """Scores of a geometric grid around ``start``, made longer until no end is the best; whether one still is."""
-    grid = [start / factor, start, start * factor]
-    scores = dict(zip(grid, await asyncio.gather(*map(at, grid)), strict=True))
+    scores = {start: await at(start)}  # by itself: it tells how long the others have
+    sides = [start / factor, start * factor]
+    scores |= dict(zip(sides, await asyncio.gather(*map(at, sides)), strict=True))
     for _ in range(EXTENSIONS_MOST):
         best = min(scores, key=scores.__getitem__)
         if min(scores) < best < max(scores):
