@@ -39,11 +39,9 @@ class Mnist(Task):
             raise UsageError(f"--data {self.settings.data}: {why}; {WANTED}") from None
         if pixels.shape[1:] != (28, 28) or labels.shape != pixels.shape[:1] or len(labels) < 5:
             raise UsageError(f"--data {self.settings.data}: x is {pixels.shape}, y is {labels.shape}; {WANTED}")
-        x, y = torch.tensor(pixels).flatten(1).float() / 255, torch.tensor(labels).long()
-        train, test = np.split(np.random.default_rng(0).permutation(len(y)), [len(y) * 4 // 5])
-        self.test = x[test], y[test]
-        mine = train[self.shard(y[train])]
-        return x[mine], y[mine]
+        train, test = np.split(np.random.default_rng(0).permutation(len(labels)), [len(labels) * 4 // 5])
+        self.test, mine = ready(pixels[test], labels[test]), train[self.shard(labels[train])]
+        return ready(pixels[mine], labels[mine])
 
     def training_step(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         x, y = batch
@@ -54,6 +52,10 @@ class Mnist(Task):
         x, y = (t.to(next(model.parameters()).device) for t in self.test)
         scores = model(x)
         return {"loss": F.cross_entropy(scores, y).item(), "accuracy": (scores.argmax(1) == y).double().mean().item()}
+
+
+def ready(pixels: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
+    return torch.tensor(pixels).flatten(1).float() / 255, torch.tensor(labels).long()
 
 
 if __name__ == "__main__":

@@ -277,7 +277,7 @@ class Simulator:
             at_s, bucket, first = min(ready)
             node.slots[first].spoke(bucket, max(at_s, self.now))
             self._tell(node, LinkReady(self.now, first, bucket, max(self.now - node.kept_s.pop(first, self.now), 0.0)))
-        for e in edges if not node.gone else ():
+        for e in () if node.gone else edges if ready else (edge,):  # of the others nothing has changed
             self._wake(node, e)
 
     def _due(self, node: _Node, edge: Edge) -> tuple[float, float, int]:
