@@ -27,7 +27,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rfast_zmq.bench.suites import catalogue, runner, workers
-from rfast_zmq.bench.suites.catalogue import SUITES, Aim, Block, Suite
+from rfast_zmq.bench.suites.block import Aim, Block, Suite
+from rfast_zmq.bench.suites.catalogue import SUITES
 from rfast_zmq.bench.suites.ground import ALONE, Cell, Contestant, Ground, Job, no_wait_rate
 from rfast_zmq.bench.suites.perform import Incomplete, perform
 from rfast_zmq.bench.suites.report import section, write

@@ -16,7 +16,7 @@ from math import inf, isfinite
 from pathlib import Path
 from statistics import median
 
-from rfast_zmq.bench.suites.catalogue import Block, Suite
+from rfast_zmq.bench.suites.block import Block, Suite
 from rfast_zmq.bench.suites.ground import ALONE, Cell, Contestant, Ground, Job
 from rfast_zmq.bench.suites.perform import Incomplete, Row, code, perform, score
 from rfast_zmq.bench.suites.store import Store

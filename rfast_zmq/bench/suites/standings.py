@@ -8,7 +8,7 @@ from math import inf
 from statistics import median
 from typing import Any
 
-from rfast_zmq.bench.suites.catalogue import Aim, Block, Suite
+from rfast_zmq.bench.suites.block import Aim, Block, Suite
 from rfast_zmq.bench.suites.ground import ALONE, Cell, Contestant, no_wait_rate
 from rfast_zmq.bench.suites.runner import ALONE_CELL, FIXED, OWN, TUNING_SEEDS
 from rfast_zmq.bench.suites.store import Store

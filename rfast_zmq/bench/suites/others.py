@@ -1,0 +1,109 @@
+"""``quick``, ``rivals``, ``charlm`` and ``scale``: all in virtual time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from rfast_zmq.bench.suites.block import Block
+from rfast_zmq.bench.suites.contestants import EVEN, IID, IID_EVEN, LABEL, ONE_PEER, alone, gossip, one
+from rfast_zmq.bench.suites.ground import ALONE, Cell, Ground
+from rfast_zmq.bench.suites.paper import MLP
+
+DIGITS = Ground(name="digits", title="digits, a perceptron", task="digits.py", batch=128, target=0.95, samples=40_000)
+QUICK = Block(
+    ground=DIGITS,
+    contestants=(
+        one("rfast-tree", "binary-tree", "sgd", 0.4, report=0.125),
+        one("rfast", "exponential", "sgd", 0.1),
+        one("ring-allreduce", "ring", "sgd", 0.4),
+        one("d-psgd", "exponential", "sgd", 0.4),
+        one("ad-psgd", "exponential", "sgd", 0.4),
+        one("ad-psgd, eighths", "exponential", "sgd", 0.2, report=0.125),
+        one("osgp", "exponential", "sgd", 0.4, options=ONE_PEER),
+        one("sgp", "exponential", "sgd", 0.4, options=ONE_PEER),
+        one("s-ab", "exponential", "sgd", 0.1),
+        alone("sgd", 0.4),
+    ),
+    cells=(LABEL, EVEN),
+    reference="ring-allreduce",
+    tuning_seeds=1,
+    seeds=5,
+)
+
+RIVALS = Block(
+    ground=replace(MLP, name="mlp-virtual", simulated=True),
+    contestants=(
+        one("rfast-tree", "binary-tree", "nadam", 0.016, report=0.125),
+        one("rfast", "exponential", "sgd", 0.2),
+        one("s-ab", "exponential", "sgd", 0.2),
+        one("ring-allreduce", "ring", "nadam", 0.012),
+        gossip("d-psgd", "exponential", 0.008),
+        gossip("ad-psgd", "exponential", 0.016),
+        gossip("ad-psgd, eighths", "exponential", 0.004, report=0.125),
+        gossip("sgp", "exponential", 0.008),
+        gossip("sgp, one peer", "exponential", 0.008, options=ONE_PEER),
+        gossip("osgp", "exponential", 0.008),
+        gossip("osgp, one peer", "exponential", 0.008, options=ONE_PEER),
+        *(gossip(f"local-sgd, H {h}", "ring", 0.008, options=(f"local_steps={h}",)) for h in (4, 8, 32)),
+        *(one(f"diloco, H {h}", "ring", "nadam", 0.004, options=(f"local_steps={h}",)) for h in (8, 32)),
+        *(
+            one(name, "binary-tree", "nadam", 0.012)
+            for name in ("async-sgd", "ringmaster", "ringleader", "rennala", "amelie")
+        ),
+        *(
+            one(f"{name}, eighths", "binary-tree", "nadam", 0.006, report=0.125)
+            for name in ("async-sgd", "ringmaster", "ringleader")
+        ),
+        one("ringmaster, R n", "binary-tree", "nadam", 0.012, options=("delay_threshold=8",)),
+        alone("nadam", 0.016),
+    ),
+    cells=(LABEL, IID, EVEN, IID_EVEN),
+    reference="ring-allreduce",
+    tuning_seeds=1,
+)
+
+TEXT = Ground(
+    name="charlm", title="tinyshakespeare, a transformer that predicts the next character", task="charlm.py",
+    data="text", options={"context": "32", "layers": "2", "dim": "64"}, batch=64, target=0.35, samples=40_000,
+    evaluate_every=10.0,
+)  # fmt: skip
+CHARLM = Block(
+    ground=TEXT,
+    contestants=(
+        one("rfast-tree", "binary-tree", "nadam", 0.004, report=0.125),
+        one("ring-allreduce", "ring", "nadam", 0.004),
+        one("d-psgd", "exponential", "nadam", 0.004),
+        one("ad-psgd", "exponential", "nadam", 0.004),
+        one("ad-psgd, eighths", "exponential", "nadam", 0.002, report=0.125),
+        one("osgp", "exponential", "nadam", 0.004, options=ONE_PEER),
+        alone("nadam", 0.004),
+    ),
+    cells=(LABEL, EVEN),
+    reference="ring-allreduce",
+    tuning_seeds=1,
+    seeds=5,
+)
+
+
+def scale(nodes: int) -> Block:
+    """B is 1,024 on 8 to 1,024 nodes; a sample takes a node 0.1 s whatever they are."""
+    ground = Ground(
+        name=f"scale-{nodes}", title=f"digits on {nodes} nodes", task="digits.py", nodes=nodes, batch=1024, target=0.93,
+        samples=120_000, share_s=0.1 * 1024 / nodes,
+    )  # fmt: skip
+    report = max(1 / 8, nodes / 1024)
+    return Block(
+        part=str(nodes),
+        ground=ground,
+        contestants=(
+            one("rfast-tree", "binary-tree", "sgd", 0.8, report=report),
+            one("rfast-tree, star", "star", "sgd", 0.8, report=report),
+            one("osgp", "exponential", "sgd", 0.8, nodes_most=256, options=ONE_PEER),
+            one("ad-psgd", "exponential", "sgd", 0.8, nodes_most=256),
+            one("ring-allreduce", "ring", "sgd", 1.6, nodes_most=64),
+            alone("sgd", 1.6),
+        ),
+        cells=(Cell(split="iid"), Cell()),
+        reference=ALONE,
+        tuning_seeds=1,
+    )
