@@ -30,7 +30,7 @@ def gossip(label: str, topology: str, nadam: float, **more: object) -> Contestan
 
 def deep(label: str, topology: str, momentum: float, nadam: float, **more: object) -> Contestant:
     """The same on a deeper model, which nobody trains by plain SGD."""
-    return one(label, topology, "momentum", momentum, others=(("nadam", nadam),), **more)
+    return one(label, topology, "nadam", nadam, others=(("momentum", momentum),), **more)
 
 
 def by_topology(algorithm: str, lr: Iterable[float], report: float) -> tuple[Contestant, ...]:

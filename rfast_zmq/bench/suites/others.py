@@ -71,11 +71,11 @@ TEXT = Ground(
 CHARLM = Block(
     ground=TEXT,
     contestants=(
-        one("rfast-tree", "binary-tree", "nadam", 0.004, report=0.125),
+        one("rfast-tree", "binary-tree", "nadam", 0.004, report=0.25),
         one("ring-allreduce", "ring", "nadam", 0.004),
         one("d-psgd", "exponential", "nadam", 0.004),
         one("ad-psgd", "exponential", "nadam", 0.004),
-        one("ad-psgd, eighths", "exponential", "nadam", 0.002, report=0.125),
+        one("ad-psgd, quarters", "exponential", "nadam", 0.002, report=0.25),
         one("osgp", "exponential", "nadam", 0.004, options=ONE_PEER),
         alone("nadam", 0.004),
     ),

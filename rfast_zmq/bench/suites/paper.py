@@ -183,11 +183,11 @@ PAPER_C = Block(
     part="c",
     ground=CIFAR,
     contestants=(
-        one("rfast-tree", "binary-tree", "nadam", 0.002, report=0.125),
+        one("rfast-tree", "binary-tree", "nadam", 0.002, report=0.25),
         one("ring-allreduce", "ring", "nadam", 0.004),
         deep("d-psgd", "exponential", 0.1, 0.004),
         deep("ad-psgd", "exponential", 0.1, 0.004),
-        deep("ad-psgd, eighths", "exponential", 0.05, 0.002, report=0.125),
+        deep(QUARTERS, "exponential", 0.05, 0.002, report=0.25),
         deep("osgp", "exponential", 0.1, 0.004, options=ONE_PEER),
         alone("nadam", 0.004),
     ),
