@@ -18,10 +18,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from rfast_zmq.core.served import Gradient, Served
+from rfast_zmq.core.served import Answered, Gradient
 
 
-class AsyncSgd(Served):
+class AsyncSgd(Answered):
     """One node of asynchronous SGD. See the module."""
 
     name: ClassVar[str] = "async-sgd"

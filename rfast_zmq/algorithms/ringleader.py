@@ -10,8 +10,7 @@ than 2 n − 2 updates. A round ends when the slowest node has had its turn. Nob
 the answer to its own gradient.
 
 Source: Maranjyan and Richtárik, "Ringleader ASGD" (arXiv 2509.22860).
-Departures: as of ``async-sgd``. Every node is told of every update, where the paper tells the one whose turn it was:
-what they compute at is newer. A step is the n-th part of a round of B samples.
+Departures: as of ``async-sgd``. A step is the n-th part of a round of B samples.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from rfast_zmq.core.interface import NodeConfig
-from rfast_zmq.core.served import Gradient, Served, add, over
+from rfast_zmq.core.served import Answered, Gradient, add, over
 
 
 class Table:
@@ -42,7 +41,7 @@ class Table:
         return found
 
 
-class Ringleader(Served):
+class Ringleader(Answered):
     """One node of Ringleader ASGD. See the module."""
 
     name: ClassVar[str] = "ringleader"

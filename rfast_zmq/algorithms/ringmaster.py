@@ -17,14 +17,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from rfast_zmq.core.served import Gradient, Served
+from rfast_zmq.core.served import Answered, Gradient
 from rfast_zmq.errors import UsageError
 
 SHARES = 8
 """The default threshold, over the number of nodes."""
 
 
-class Ringmaster(Served):
+class Ringmaster(Answered):
     """One node of asynchronous SGD with a threshold of delay. See the module."""
 
     name: ClassVar[str] = "ringmaster"

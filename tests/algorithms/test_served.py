@@ -14,7 +14,8 @@ from tests.loopback.tasks import Line
 from .network import Network, Quadratic, topology_of
 
 LR, X0 = 0.2, np.linspace(-1, 1, 7)
-FAMILY = ["async-sgd", "ringmaster", "ringleader", "rennala", "amelie"]
+ANSWERED, GATHERED = ["async-sgd", "ringmaster", "ringleader"], ["rennala", "amelie"]
+FAMILY = ANSWERED + GATHERED
 
 
 def started(name: str, shape: str = "binary-tree", nodes: int = 5, lr: float = LR, **more: object) -> Network:
@@ -94,14 +95,34 @@ def at_once(net: Network, steps: int, seed: int, slow: int) -> np.ndarray:
     return done
 
 
-@pytest.mark.parametrize("name", FAMILY)
+def model_of(net: Network, rank: int) -> np.ndarray:
+    return np.concatenate([x.numpy() for x in net.nodes[rank].algorithm.export()])
+
+
+@pytest.mark.parametrize("name", GATHERED)
 def test_models_go_down_and_everybody_has_the_newest(name: str) -> None:
     net = started(name)
-    give(net, *[0, 1, 2, 3, 4] * 3)
+    give(net, *[0, 1, 2, 3, 4] * 5)
     assert version(net) > 1
     for node in net.nodes:
         assert node.algorithm.version == version(net)
-        np.testing.assert_array_equal(np.concatenate([x.numpy() for x in node.algorithm.export()]), net.model())
+        np.testing.assert_array_equal(model_of(net, node.algorithm.rank), net.model())
+
+
+@pytest.mark.parametrize("name", ANSWERED)
+def test_the_answer_to_a_gradient_is_the_model_after_it_and_goes_to_nobody_beside_the_way(name: str) -> None:
+    """On a binary tree of five: 0 above 1 and 2, 1 above 3 and 4."""
+    net, models = started(name), {}
+    give(net, *range(5))  # which is what ringleader's first update takes
+    for rank in (2, 3, 0, 1):
+        give(net, rank)
+        models[rank] = version(net), net.model()
+        assert net.nodes[rank].algorithm.version == version(net)
+        np.testing.assert_array_equal(model_of(net, rank), net.model())
+    assert models[2][0] < models[3][0] < models[0][0] < models[1][0]
+    for rank in (2, 3):
+        assert net.nodes[rank].algorithm.version == models[rank][0]
+        np.testing.assert_array_equal(model_of(net, rank), models[rank][1])
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -153,7 +174,7 @@ def test_rennala_steps_along_the_mean_of_a_batch_of_the_present_model_whoever_ga
 
 
 def test_amelie_waits_for_everybody_and_each_mean_counts_the_same() -> None:
-    net = started("amelie")
+    net = started("amelie", options={"batch_gradients": 5.0})
     give(net, 0, 1, 1, 1, 2, 3, 0)
     assert version(net) == 0
     give(net, 4)
@@ -188,7 +209,7 @@ def test_ringleader_updates_once_for_each_node_and_round_from_a_table_of_all() -
     assert version(net) == 1
     later = gradient(net, 4, x)
     for rank in (2, 0, 1, 3):
-        table[rank].append(gradient(net, rank, x))
+        table[rank].append(gradient(net, rank, model_of(net, rank)))  # which may be that of its last answer
         give(net, rank)
         x = step(x)
         np.testing.assert_allclose(net.model(), x, atol=1e-12)
@@ -196,7 +217,7 @@ def test_ringleader_updates_once_for_each_node_and_round_from_a_table_of_all() -
     table = {4: [later]}
     for rank in (0, 1, 2, 3):
         assert version(net) == 5
-        table[rank] = [gradient(net, rank, x)]
+        table[rank] = [gradient(net, rank, model_of(net, rank))]
         give(net, rank)
     np.testing.assert_allclose(net.model(), step(x), atol=1e-12)
 
@@ -229,7 +250,85 @@ def test_a_straggler_counts_for_less_where_gradients_do_and_for_as_much_where_no
     assert np.linalg.norm(found - near) < 0.6 * np.linalg.norm(found - far)
 
 
-@pytest.mark.parametrize("name", FAMILY)
+def test_amelie_takes_the_means_as_they_are_when_there_is_enough() -> None:
+    """A node that gave more has a better mean, which replaces the one before, on its way through a relay too."""
+    net, seen = started("amelie", "line", options={"batch_gradients": 5.0}), {rank: [] for rank in range(5)}
+    plain, draw = net.problem.gradient, random.Random(1)
+
+    def noisy(rank, x):  # type: ignore[no-untyped-def]
+        g = plain(rank, x) + draw.random()
+        seen[rank].append(net.problem.weights[rank] * g.numpy())
+        return g
+
+    net.problem.gradient = noisy  # type: ignore[method-assign]
+    give(net, 4, 3, 4, 2, 3, 1, 4, 4, 1)
+    assert version(net) == 0
+    give(net, 0)
+    mean = np.mean([np.mean(of_node, 0) for of_node in seen.values()], 0)
+    np.testing.assert_allclose(net.model(), X0 - LR * mean, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "gradients"), [("rennala", 10), ("amelie", 10)])
+def test_a_step_is_of_b_samples_where_nobody_says_of_how_many_gradients(name: str, gradients: int) -> None:
+    """B is ten samples, and a gradient is of one."""
+    net = started(name)
+    give(net, *([0, 1, 2, 3, 4] * 2)[: gradients - 1])
+    assert version(net) == 0
+    give(net, 4)
+    assert version(net) == 1
+
+
+@pytest.mark.parametrize("name", GATHERED)
+@pytest.mark.parametrize("seed", range(4))
+def test_relays_add_up_and_a_step_is_of_gradients_of_the_present_model_alone(name: str, seed: int) -> None:
+    """In any order: each step is along what its paper says, of gradients that were computed at that very model."""
+    net, at = started(name, "line", options={"batch_gradients": 10.0}), {}
+    root, plain = net.nodes[0].algorithm, net.problem.gradient
+    update = root._update
+
+    def told(rank, x):  # type: ignore[no-untyped-def]
+        at.setdefault(x.numpy().tobytes(), []).append(rank)
+        return plain(rank, x)
+
+    def stepping(direction, samples):  # type: ignore[no-untyped-def]
+        x = net.model()
+        by_node = np.array([gradient(net, rank, x) for rank in range(5)])
+        d = np.concatenate([part.numpy() for part in direction])
+        counts = np.linalg.lstsq(by_node.T, d, rcond=None)[0]
+        if name == "amelie":
+            np.testing.assert_allclose(counts, 1 / 5, atol=1e-9)
+        else:
+            most = np.bincount(at[x.tobytes()], minlength=5)
+            assert samples >= 10
+            np.testing.assert_allclose(counts * samples, np.round(counts * samples), atol=1e-6)
+            assert (np.round(counts * samples) <= most).all()
+            assert counts.sum() == pytest.approx(1)
+        update(direction, samples)
+
+    net.problem.gradient, root._update = told, stepping  # type: ignore[method-assign]
+    wander(net, 1500, seed)
+    assert version(net) > 5
+
+
+@pytest.mark.parametrize("name", GATHERED)
+def test_nobody_waits_where_gradients_are_gathered_and_a_busy_line_carries_one_report(name: str) -> None:
+    net = started(name, "line", nodes=3, options={"batch_gradients": 100.0})
+    node, edge = net.nodes[2], next(e for e in net.nodes[2].algorithm.out_edges if e.graph == "A")
+    for _ in range(20):
+        net.compute(2)
+        assert node.computing
+        net.now += 1.0
+        net.finish(2)
+    assert node.algorithm.status().waited_s == 0.0
+    said = 0
+    while any(e == edge for e, _ in net.dirty):
+        bucket = next(b for e, b in net.dirty if e == edge)
+        net.speak(edge, bucket)
+        said += 1
+    assert said == 2 * 4, "what was there first, and the sum of all others, of four buckets each"
+
+
+@pytest.mark.parametrize("name", ANSWERED)
 def test_a_node_begins_no_gradient_before_its_last_was_dealt_with(name: str) -> None:
     """Whether the root took a step along it or not; and its waiting is counted."""
     net = started(name, "line", nodes=3)
@@ -290,7 +389,7 @@ def test_a_gradient_stays_whole_on_its_way_through_relays(seed: int) -> None:
 
 def test_a_busy_edge_says_the_whole_of_one_version_before_the_next() -> None:
     """Otherwise a child that hears one bucket for each update would never have a whole model."""
-    net = started("async-sgd", "line", nodes=2)
+    net = started("rennala", "line", nodes=2, options={"batch_gradients": 1.0})
     child, edge = net.nodes[1].algorithm, next(e for e in net.nodes[0].algorithm.out_edges if e.graph == "W")
     whole = []
     for _ in range(12):  # an update, and room for one message
