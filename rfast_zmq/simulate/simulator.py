@@ -70,6 +70,7 @@ class Simulation:
         node_points: each node's pace over time.
         model: the plain iterate at the end, per bucket 1-D float32; None if there is none.
         said: (time, line) of what a user would have been told.
+        broken_off: it had not ended when it was.
     """
 
     result: Result
@@ -77,6 +78,7 @@ class Simulation:
     node_points: list[NodePoint] = field(default_factory=list)
     model: tuple[Tensor, ...] | None = None
     said: list[tuple[float, str]] = field(default_factory=list)
+    broken_off: bool = False
 
 
 class _Node:
@@ -152,7 +154,8 @@ class Simulator:
         """Run to the end: every node has left, or nothing can happen any more.
 
         Args:
-            until_s: break it off at that virtual time, if it has not ended by then; what there is, is scored.
+            until_s: break it off at that virtual time, if it has not ended by then; what there is, is scored, but it
+                reaches no target by that.
         """
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -165,7 +168,7 @@ class Simulator:
                 gone_s = inf
                 while self._heap and not all(node.gone for node in self.nodes) and self.now <= gone_s + AFTER_ROOT_S:
                     if self._heap[0][0] > until_s:
-                        self.now = until_s
+                        self.now, self.out.broken_off = until_s, True
                         break
                     self.now, _, act = heapq.heappop(self._heap)
                     act()
@@ -423,6 +426,8 @@ class Simulator:
             self._score()
         result, status = self.out.result, self.root.algorithm.status()
         result.settle(self.out.points, self.plan.settings.target)
+        if self.out.broken_off and result.target_s == stopped_s:
+            result.target_s = result.target_samples = None
         result.samples, result.rounds, result.wall_s = status.samples, self._rounds(), stopped_s
         result.set_aside = list(status.set_aside)
         result.missing = [node.rank for node in self.nodes if not node.gone]

@@ -84,6 +84,20 @@ def test_where_the_target_is_never_reached_the_accuracy_decides() -> None:
     assert asyncio.run(best_lr(ask, 64, 1.0)).lr == pytest.approx(4.0)
 
 
+def test_against_another_optimiser_the_search_goes_on_where_all_were_broken_off() -> None:
+    """By where they stood then the middle one looked best; but two steps further is what beats the other."""
+    seconds = {0.5: 30.0, 1.0: 25.0, 2.0: 24.0, 4.0: 9.0, 8.0: 40.0, 2.828: 12.0, 5.657: 11.0}
+    standing = {0.25: 0.5, 0.5: 0.92, 1.0: 0.928, 2.0: 0.9275}
+
+    async def ask(batch: int, lr: float, until_s: float) -> Score:
+        lr = round(lr, 3)
+        s = seconds.get(lr, inf)
+        return (s, -0.93) if s <= until_s else (inf, -standing.get(lr, 0.0))
+
+    assert asyncio.run(best_lr(ask, 64, 1.0, 10.0)).score[0] == 9.0
+    assert asyncio.run(best_lr(ask, 64, 1.0)).score[0] == 9.0
+
+
 @given(
     seconds=st.lists(st.lists(st.floats(1, 100), min_size=4, max_size=4), min_size=45, max_size=45),
     seeds=st.integers(1, 4),
@@ -230,11 +244,31 @@ def test_a_search_breaks_off_what_is_hopeless_and_a_run_cut_too_short_is_made_ag
         times = [s for _, _, s, _ in best[row["contestant"]] if s is not None]
         assert row["cut_s"] >= HOPELESS * min(times)
     assert "done: 0 runs" in simulate(tmp_path, block)[1][-1], "all are long enough"
-    first = {**cut[0], "cut_s": cut[0]["cut_s"] / 2}
-    store.add(first)
+    shorter = {**cut[0], "cut_s": cut[0]["cut_s"] / 2}
+    store.add(shorter)
+    assert store.runs[shorter["key"]] == cut[0], "the longer of two stays"
+    assert Store(tmp_path, "toy").runs[shorter["key"]] == cut[0]
+    rows = [row for row in store.runs.values() if row["key"] != shorter["key"]]
+    (tmp_path / RUNS).write_text("".join(json.dumps(row) + "\n" for row in [*rows, shorter]))
     again, said = simulate(tmp_path, block)
     assert "done: 1 runs" in said[-1]
-    assert again.runs[first["key"]] == cut[0]
+    assert again.runs[shorter["key"]] == cut[0]
+
+
+def test_a_run_that_is_broken_off_above_the_target_has_not_reached_it() -> None:
+    """It would have at its next evaluation; the score as it was broken off is none."""
+    ground = replace(TOY, evaluate_every=20.0)
+    job = Job(
+        ground=ground, cell=CELL, contestant=OURS, lr=0.5, batch=48, seed=3, simulated=True, data=None
+    )  # fmt: skip
+    whole = perform(job)
+    cut = perform(replace(job, until_s=whole["target_s"] - 1e-6))
+    assert cut["accuracy"] >= TOY.target
+    assert cut["target_s"] is None
+    assert cut["cut_s"] == cut["wall_s"] == whole["target_s"] - 1e-6
+    later = perform(replace(job, until_s=whole["target_s"] + 1e-6))
+    assert (later["target_s"], later["target_samples"]) == (whole["target_s"], whole["target_samples"])
+    assert "cut_s" not in later
 
 
 def test_the_tables_say_what_the_runs_say(done: Path, tmp_path: Path) -> None:
@@ -397,7 +431,7 @@ def test_a_run_that_did_not_end_by_itself_is_tried_again_and_does_not_stop_the_o
         tried.append((job.contestant.label, job.seed))
         if job.contestant.label == "rfast-tree" and (job.seed == 1 or tried.count(tried[-1]) == 1):
             raise Incomplete(f"{job.title}: rank 2 did not end by itself")
-        row = {"key": job.key, "series": job.series, "seed": job.seed, "code": runner.code(job.ground.task)}
+        row = {"key": job.key, "series": job.series, "seed": job.seed, "code": runner.code(job.ground.task, True)}
         return {**row, "target_s": 1.0, "simulated": False, "contestant": job.contestant.label}
 
     monkeypatch.setattr(runner, "perform", perform)

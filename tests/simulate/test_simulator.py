@@ -49,6 +49,8 @@ def test_a_run_can_be_broken_off_at_a_moment_and_is_the_same_until_then() -> Non
     whole = simulate(rounds=60)
     part = Simulator(plan(rounds=60), latency_s=0.001).run(until_s=2.0)
     assert whole.result.wall_s > 4
+    assert part.broken_off
+    assert not whole.broken_off
     assert part.result.wall_s == 2.0
     assert part.points[-1].time_s == 2.0
     assert part.points[:-1] == [p for p in whole.points if p.time_s <= 2.0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from rfast_zmq.bench.suites.block import Block
-from rfast_zmq.bench.suites.contestants import EVEN, IID, LABEL, ONE_PEER, alone, gossip, one
+from rfast_zmq.bench.suites.contestants import EVEN, IID, LABEL, ONE_PEER, alone, deep, gossip, one
 from rfast_zmq.bench.suites.ground import ALONE, Ground
 from rfast_zmq.bench.suites.paper import MLP
 
@@ -15,6 +15,7 @@ QUICK = Block(
     contestants=(
         one("rfast-tree", "binary-tree", "sgd", 0.4, report=0.125),
         one("rfast", "exponential", "sgd", 0.1),
+        one("rfast, eighths", "exponential", "sgd", 0.4, report=0.125),
         one("ring-allreduce", "ring", "sgd", 0.4),
         one("d-psgd", "exponential", "sgd", 0.4),
         one("ad-psgd", "exponential", "sgd", 0.4),
@@ -35,6 +36,7 @@ RIVALS = Block(
     contestants=(
         one("rfast-tree", "binary-tree", "nadam", 0.016, report=0.125),
         one("rfast", "exponential", "sgd", 0.2),
+        one("rfast, eighths", "exponential", "sgd", 0.4, report=0.125),
         one("s-ab", "exponential", "sgd", 0.2),
         one("ring-allreduce", "ring", "nadam", 0.012),
         gossip("d-psgd", "exponential", 0.008),
@@ -52,7 +54,7 @@ RIVALS = Block(
         ),
         *(
             one(f"{name}, eighths", "binary-tree", "nadam", 0.006, report=0.125)
-            for name in ("async-sgd", "ringmaster", "ringleader")
+            for name in ("async-sgd", "ringmaster", "ringleader", "rennala", "amelie")
         ),
         one("ringmaster, R n", "binary-tree", "nadam", 0.012, options=("delay_threshold=8",)),
         alone("nadam", 0.016),
@@ -72,11 +74,12 @@ CHARLM = Block(
     ground=TEXT,
     contestants=(
         one("rfast-tree", "binary-tree", "nadam", 0.004, report=0.25),
+        one("rfast, quarters", "exponential", "sgd", 0.1, report=0.25),
         one("ring-allreduce", "ring", "nadam", 0.004),
-        one("d-psgd", "exponential", "nadam", 0.004),
-        one("ad-psgd", "exponential", "nadam", 0.004),
-        one("ad-psgd, quarters", "exponential", "nadam", 0.002, report=0.25),
-        one("osgp", "exponential", "nadam", 0.004, options=ONE_PEER),
+        deep("d-psgd", "exponential", 0.1, 0.004),
+        deep("ad-psgd", "exponential", 0.1, 0.004),
+        deep("ad-psgd, quarters", "exponential", 0.05, 0.002, report=0.25),
+        deep("osgp", "exponential", 0.1, 0.004, options=ONE_PEER),
         alone("nadam", 0.004),
     ),
     cells=(LABEL, EVEN),
@@ -100,6 +103,7 @@ def scale(nodes: int) -> Block:
         contestants=(
             one("rfast-tree", "binary-tree", "sgd", 0.8, report=report),
             one("rfast-tree, star", "star", "sgd", 0.8, report=report),
+            one("rfast, eighths", "exponential", "sgd", 0.4, report=report, nodes_most=128),
             one("osgp", "exponential", "sgd", 0.8, nodes_most=256, options=ONE_PEER),
             one("ad-psgd", "exponential", "sgd", 0.8, nodes_most=256),
             one("ad-psgd, eighths", "exponential", "sgd", 0.2, report=report, nodes_most=256),

@@ -184,6 +184,7 @@ PAPER_C = Block(
     ground=CIFAR,
     contestants=(
         one("rfast-tree", "binary-tree", "nadam", 0.002, report=0.25),
+        one("rfast, quarters", "exponential", "sgd", 0.1, report=0.25),
         one("ring-allreduce", "ring", "nadam", 0.004),
         deep("d-psgd", "exponential", 0.1, 0.004),
         deep("ad-psgd", "exponential", 0.1, 0.004),

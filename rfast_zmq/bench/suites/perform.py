@@ -51,7 +51,7 @@ def perform(job: Job) -> Row:
         "simulated": job.simulated,
         "settings": {**asdict(settings), "data": job.data and Path(job.data).name},
         "versions": versions(),
-        "code": code(job.ground.task),
+        "code": code(job.ground.task, job.simulated),
         "processor": processor(),
     }
     if job.cell.loss and not METHODS[settings.algorithm].bears_loss:
@@ -61,8 +61,9 @@ def perform(job: Job) -> Row:
         alone, ground = job.contestant.alone, job.ground
         line = inf if alone else ground.bytes_per_s
         simulator = Simulator(plan, latency_s=0.0 if alone else ground.latency_s, bytes_per_s=line)
-        result = (simulation := simulator.run(job.until_s)).result
-        if result.target_s is None and result.wall_s >= job.until_s:
+        simulation = simulator.run(job.until_s)
+        result = simulation.result
+        if simulation.broken_off and result.target_s is None and result.trouble is None:
             row["cut_s"] = job.until_s
         return row | _found(result, simulation.points)
     if job.ground.hosts:
@@ -125,15 +126,17 @@ def _number(value: float | None) -> float | None:
 
 
 @cache
-def code(task: str) -> str:
+def code(task: str, simulated: bool) -> str:
     """A hash of what a run's figures depend on beside its settings: torch's version, the task's file, and this package
-    but for what reads results or the command line.
+    but for what reads results or the command line, and what is of real runs, or of simulated ones, alone.
 
     Args:
         task: name of a file of ``nodes``.
+        simulated: is it a run in virtual time?
     """
     package = Path(__file__).parents[2]
-    unseen = {package / "bench", package / "cli"}
+    others = ("launch", "node", "transport", "optim") if simulated else ("simulate",)
+    unseen = {package / name for name in ("bench", "cli", *others)}
     files = [path for path in sorted(package.rglob("*.py")) if not unseen & {*path.parents}]
     found = hashlib.sha256(torch.__version__.encode())
     for path in (*files, task_file(task)):

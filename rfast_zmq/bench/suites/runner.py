@@ -228,7 +228,7 @@ class Runner:
             return await best_lr(ask, entry.ground.batch, entry.contestant.lr, best_s)
         first = await self._tuned(replace(entry, table=FIXED), best_s)
         first = await best_lr(ask, first.batch, first.lr, best_s)
-        return await best_batch(ask, first, least=entry.ground.nodes)
+        return await best_batch(ask, first, entry.ground.nodes, best_s)
 
     async def _simulated(self, job: Job) -> Row:
         if (asked := (job.key, job.until_s)) not in self._asked:
@@ -250,7 +250,7 @@ class Runner:
         row = self.store.runs.get(job.key)
         if row is not None and row.get("cut_s", inf) < job.until_s:
             return None
-        if row is None or row.get("code") == code(job.ground.task):
+        if row is None or row.get("code") == code(job.ground.task, job.simulated):
             return row
         if not self._of_other_code:
             self._tell(f"{self.store.folder} has runs of other code, or of another torch: they are made again")

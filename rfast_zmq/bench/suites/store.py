@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,20 @@ class Store:
                 there.write_text(json.dumps({"suite": suite}) + "\n", encoding="utf-8")
             except OSError as error:
                 raise UsageError(f"--out {folder}: cannot be written: {error.strerror}") from None
-        self.runs = {row["key"]: row for row in _lines(folder / RUNS)}
+        self.runs: dict[str, Row] = {}
+        for row in _lines(folder / RUNS):
+            self._keep(row)
 
     def add(self, row: Row) -> None:
         """Note a run."""
-        self.runs[row["key"]] = row
+        self._keep(row)
         _append(self.folder / RUNS, row)
+
+    def _keep(self, row: Row) -> None:
+        """The newest of equal runs, but for one that was broken off sooner than the other, by the same code."""
+        there = self.runs.get(row["key"])
+        if there is None or there.get("code") != row.get("code") or there.get("cut_s", inf) <= row.get("cut_s", inf):
+            self.runs[row["key"]] = row
 
     def tuned(self) -> list[Row]:
         """What was found to be best, the newest of each contestant, cell and table."""

@@ -63,6 +63,10 @@ async def best_lr(ask: Ask, batch: int, start: float, best_s: float = inf) -> Tu
         return score
 
     found, open_end = await _climb(at, start, 2.0)
+    if isfinite(best_s) and not any(isfinite(s) for s, _ in found.values()):
+        # They were judged by where they stood as they were broken off: better one more to either side.
+        wider = [min(found) / 2, max(found) * 2]
+        found |= dict(zip(wider, await asyncio.gather(*map(at, wider)), strict=True))
     best = min(found, key=found.__getitem__)
     near = [best / sqrt(2), best * sqrt(2)]
     found |= dict(zip(near, await asyncio.gather(*map(at, near)), strict=True))
@@ -70,13 +74,14 @@ async def best_lr(ask: Ask, batch: int, start: float, best_s: float = inf) -> Tu
     return Tuned(batch, best, found[best], {(batch, lr): score for lr, score in sorted(found.items())}, open_end)
 
 
-async def best_batch(ask: Ask, first: Tuned, least: int) -> Tuned:
+async def best_batch(ask: Ask, first: Tuned, least: int, best_s: float = inf) -> Tuned:
     """Factors of two in B from where ``first`` found the best lr, each B at its own best lr.
 
     Args:
         ask: scores a B and lr.
         first: of the B to begin with.
         least: no B is smaller.
+        best_s: as of :func:`best_lr`.
     """
     found = {first.batch: first}
 
@@ -86,8 +91,8 @@ async def best_batch(ask: Ask, first: Tuned, least: int) -> Tuned:
             return inf, inf
         if batch not in found:
             near = min(found, key=lambda b: (abs(b - batch), b))
-            best_s = min(tuned.score[0] for tuned in found.values())
-            found[batch] = await best_lr(ask, batch, found[near].lr, best_s)
+            so_far_s = min(best_s, *(tuned.score[0] for tuned in found.values()))
+            found[batch] = await best_lr(ask, batch, found[near].lr, so_far_s)
         return found[batch].score
 
     scores, open_end = await _climb(at, first.batch, 2.0)
