@@ -169,7 +169,7 @@ def run(
     tables
         fixed: the same B for all, each at its best lr; own: each at its best B and lr.
     seeds
-        How many are reported; if not given, 10 in virtual time (quick: 5) and 5 in real processes.
+        How many are reported; if not given, 10 in virtual time (5 where runs are long) and 5 in real processes.
     first_seed
         The first of them; 1000 to 1003 are for tuning.
     jobs

@@ -151,18 +151,36 @@ def test_a_ring_moves_each_model_nearly_twice_whatever_the_number_of_nodes(nodes
     assert sent == [4 * 2 * (nodes - 1) * 2 * 8] * nodes
 
 
+def mixing(topology: Topology) -> np.ndarray:
+    around = neighbours(topology)
+    return np.array([[metropolis(around, i).get(j, 0.0) for j in range(5)] for i in range(5)])
+
+
 @pytest.mark.parametrize("shape", ["ring", "binary-tree", "mesh", "exponential"])
 def test_d_psgd_is_its_recursion_and_keeps_the_mean(shape: str) -> None:
     net = started("d-psgd", shape)
     lockstep(net, ROUNDS)
-    around = neighbours(net.topology)
-    w = np.array([[metropolis(around, i).get(j, 0.0) for j in range(5)] for i in range(5)])
+    w = mixing(net.topology)
     np.testing.assert_allclose(w, w.T)
     np.testing.assert_allclose(w.sum(0), 1.0)
     x = np.tile(np.linspace(-1, 1, 7), (5, 1))
     for _ in range(ROUNDS):
         x = w @ x - LR * descent(net.problem, x)
     np.testing.assert_allclose(models(net), x, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", ["ring", "mesh"])
+def test_d_psgd_ends_at_the_fixed_point_of_its_recursion_nearer_to_the_optimum_for_a_smaller_step(shape: str) -> None:
+    """x = W x − γ H (x − b): on uneven data the nodes stay apart, and their mean beside the optimum."""
+    bias = []
+    for lr, rounds in ((0.4, 80), (0.1, 320)):
+        net = started("d-psgd", shape, lr=lr)
+        lockstep(net, rounds)
+        w, h, b = mixing(net.topology), net.problem.H, net.problem.b
+        x = [np.linalg.solve(np.eye(5) - w + lr * np.diag(h[:, c]), lr * h[:, c] * b[:, c]) for c in range(7)]
+        np.testing.assert_allclose(models(net), np.transpose(x), atol=1e-6)
+        bias.append(abs(np.mean(x, 1) - net.problem.optimum()).max())
+    assert 0 < bias[1] < bias[0] / 2
 
 
 def shares(topology: Topology) -> np.ndarray:
@@ -188,6 +206,40 @@ def test_sgp_is_its_recursion_and_its_weights_sum_to_n(shape: str) -> None:
         x, y = p @ (x - LR * descent(net.problem, x / y)), p @ y
     np.testing.assert_allclose(models(net), x / y, rtol=1e-11, atol=1e-12)
     assert weights_of(net) == pytest.approx(5 * len(net.layout.buckets))
+
+
+@pytest.mark.parametrize("shape", ["ring", "binary-tree"])
+def test_sgp_ends_at_the_fixed_point_of_its_recursion(shape: str) -> None:
+    """x = P (x − γ H (x/y − b)) with y = P y, Σ y = n."""
+    lr = 0.2
+    net = started("sgp", shape, lr=lr)
+    lockstep(net, 160)
+    p, h, b = shares(net.topology), net.problem.H, net.problem.b
+    y = np.linalg.matrix_power(p, 1000) @ np.ones(5)
+    x = [np.linalg.solve(np.eye(5) - p + lr * p @ np.diag(h[:, c] / y), lr * p @ (h[:, c] * b[:, c])) for c in range(7)]
+    np.testing.assert_allclose(models(net), np.transpose(x) / y[:, None], atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", ["sgp", "osgp"])
+@pytest.mark.parametrize("shape", ["ring", "binary-tree", "exponential"])
+def test_push_sum_keeps_the_sum_of_the_models_but_for_the_steps(shape: str, name: str, seed: int) -> None:
+    """Σ x = n x⁰ − γ Σ g, whatever came when: what waits to be taken up included."""
+    net, steps = started(name, shape, weights=[0.5, 1.5, 1.0, 1.2, 0.8]), []
+    plain = net.problem.gradient
+
+    def told(rank: int, x: torch.Tensor) -> torch.Tensor:
+        g = plain(rank, x)
+        steps.append(net.problem.weights[rank] * g.numpy())
+        return g
+
+    net.problem.gradient = told  # type: ignore[method-assign]
+    lockstep(net, ROUNDS, seed)
+    nodes = [node.algorithm for node in net.nodes]
+    waiting = {b: sum(x for n in nodes for (_, of), s in n._waiting.items() if of == b for x, _ in s) for b in range(4)}
+    mass = np.concatenate([(sum(n._mass[b] for n in nodes) + waiting[b]).numpy() for b in range(4)])
+    np.testing.assert_allclose(mass, 5 * np.linspace(-1, 1, 7) - LR * np.sum(steps, 0), atol=1e-12)
+    assert len(steps) == 5 * ROUNDS
 
 
 @pytest.mark.parametrize("shape", ["ring", "exponential"])
