@@ -108,6 +108,8 @@ class Gathered(Served):
         return self._gathers
 
     def _gathered(self) -> list[Action]:
+        if not self._closing.running:
+            return []
         if self._up is None:
             if not self._step():
                 return []
