@@ -18,12 +18,13 @@ Departures: as of ``async-sgd``. A step counts as one of B samples.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
 from typing import ClassVar
 
 from rfast_zmq.core.events import Number
 from rfast_zmq.core.gathered import Gathered
 from rfast_zmq.core.interface import NodeConfig
-from rfast_zmq.core.served import Gradient, add, over
+from rfast_zmq.core.served import Gradient, add, mean_of, over
 
 
 class Amelie(Gathered):
@@ -37,38 +38,48 @@ class Amelie(Gathered):
         self._renew()
 
     def _renew(self) -> None:
-        self._sums: Gradient | None = None
-        self._b = self._samples = 0.0
-        """B_i of this node, and its samples."""
+        self._mean: Gradient | None = None
+        self._b = self._samples_of = 0.0
+        """Of this node: the mean of its gradients, B_i, and of how many samples they are."""
         self._below_means: dict[int, tuple[Gradient, float]] = {}
         """Of each child, the means of its subtree, added up, and Σ 1/B_i."""
         self._changed = False
 
     def _mine(self, gradient: Gradient, samples: int) -> None:
-        self._sums = add(self._sums, gradient, samples)
-        self._b, self._samples, self._changed = self._b + self._amount(samples), self._samples + samples, True
+        self._b, self._samples_of = self._b + self._amount(samples), self._samples_of + samples
+        self._mean, self._changed = mean_of(self._mean, gradient, samples / self._samples_of), True
 
     def _theirs(self, src: int, parts: Gradient, numbers: Mapping[str, Number]) -> None:
-        self._below_means[src], self._changed = (parts, float(numbers["inverse"])), True  # type: ignore[arg-type]
+        inverse = float(numbers["inverse"])  # type: ignore[arg-type]
+        if 0 < inverse < inf:
+            self._below_means[src], self._changed = (parts, inverse), True
 
-    def _subtree(self) -> tuple[Gradient, float] | None:
-        """The means of this node's subtree, added up, and Σ 1/B_i; None: of somebody there is nothing yet."""
-        if self._sums is None or len(self._below_means) < len(self.hears_from):
-            return None
-        means, inverse = over(self._sums, self._samples), 1 / self._b
-        for theirs, of_theirs in self._below_means.values():
-            means, inverse = add(means, theirs, 1.0), inverse + of_theirs
-        return means, inverse
+    def _everybody(self) -> bool:
+        """Has everybody of this node's subtree given a gradient?"""
+        return self._mean is not None and len(self._below_means) == len(self.hears_from)
+
+    def _inverse(self) -> float:
+        """Σ 1/B_i over the subtree."""
+        return 1 / self._b + sum(inverse for _, inverse in self._below_means.values())
+
+    def _means(self) -> Gradient:
+        """The means of the subtree, added up."""
+        means = self._mean
+        for theirs, _ in self._below_means.values():
+            means = add(means, theirs, 1.0)
+        assert means is not None
+        return means
 
     def _step(self) -> bool:
         n = self.config.topology.nodes
-        if (found := self._subtree()) is None or n / found[1] < self._wanted / n * (1 - 1e-9):
+        if not self._everybody() or n / self._inverse() < self._wanted / n * (1 - 1e-9):
             return False  # (as many as are wanted are enough, however the sum is rounded)
-        self._update(over(found[0], n), self.config.global_batch)
+        self._update(over(self._means(), n), self.config.global_batch)
         return True
 
-    def _sum(self) -> tuple[Gradient, dict[str, Number]] | None:
-        if not self._changed or (found := self._subtree()) is None:
-            return None
+    def _anew(self) -> bool:
+        return self._changed and self._everybody()
+
+    def _sum(self) -> tuple[Gradient, dict[str, Number]]:
         self._changed = False
-        return found[0], {"inverse": found[1]}
+        return self._means(), {"inverse": self._inverse()}

@@ -17,12 +17,13 @@ Departures: as of ``async-sgd``; means are weighted by samples.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
 from typing import ClassVar
 
 from rfast_zmq.core.events import Number
 from rfast_zmq.core.gathered import Gathered
 from rfast_zmq.core.interface import NodeConfig
-from rfast_zmq.core.served import Gradient, add, over
+from rfast_zmq.core.served import Gradient, mean_of
 
 
 class Rennala(Gathered):
@@ -36,28 +37,33 @@ class Rennala(Gathered):
         self._renew()
 
     def _renew(self) -> None:
-        self._sums: Gradient | None = None
-        self._amounts, self._samples = 0.0, 0
+        self._mean: Gradient | None = None
+        self._gradients_of, self._samples_of = 0.0, 0
+        """Of how many gradients (or samples) that is, and of how many samples."""
 
-    def _add(self, sums: Gradient, times: float, amount: float, samples: int) -> None:
-        self._sums = add(self._sums, sums, times)
-        self._amounts, self._samples = self._amounts + amount, self._samples + samples
+    def _add(self, mean: Gradient, gradients: float, samples: int) -> None:
+        self._gradients_of, self._samples_of = self._gradients_of + gradients, self._samples_of + samples
+        self._mean = mean_of(self._mean, mean, samples / self._samples_of)
 
     def _mine(self, gradient: Gradient, samples: int) -> None:
-        self._add(gradient, samples, self._amount(samples), samples)
+        self._add(gradient, self._amount(samples), samples)
 
     def _theirs(self, src: int, parts: Gradient, numbers: Mapping[str, Number]) -> None:
-        self._add(parts, 1.0, float(numbers["gradients"]), int(numbers["batch"]))  # type: ignore[arg-type]
+        gradients, samples = float(numbers["gradients"]), int(numbers["batch"])  # type: ignore[arg-type]
+        if samples >= 1 and 0 < gradients < inf:
+            self._add(parts, gradients, samples)
 
     def _step(self) -> bool:
-        if self._sums is None or self._amounts < self._wanted:
+        if self._mean is None or self._gradients_of < self._wanted:
             return False
-        self._update(over(self._sums, self._samples), self._samples)
+        self._update(self._mean, self._samples_of)
         return True
 
-    def _sum(self) -> tuple[Gradient, dict[str, Number]] | None:
-        if (sums := self._sums) is None:
-            return None
-        numbers: dict[str, Number] = {"gradients": self._amounts, "batch": self._samples}
+    def _anew(self) -> bool:
+        return self._mean is not None
+
+    def _sum(self) -> tuple[Gradient, dict[str, Number]]:
+        mean, numbers = self._mean, {"gradients": self._gradients_of, "batch": self._samples_of}
+        assert mean is not None
         self._renew()
-        return sums, numbers
+        return mean, numbers  # type: ignore[return-value]

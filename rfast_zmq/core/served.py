@@ -25,6 +25,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from rfast_zmq.core.descent import Descent
@@ -62,9 +63,7 @@ class Served(Ordered):
         """Of each child, what has come of its reports bucket by bucket."""
         self._descending: list[tuple[int, Tensor | None]] = [(self.version, x) for x in self._x]
         """Of each bucket the newest version that came, perhaps of a model that is not whole yet."""
-        self._down = {edge: _Downward(self._below(edge.dst)) for edge in self.out_edges if edge.graph == "W"}
-        self._rounds = 0.0
-        """Samples stepped along, over B."""
+        self._down = {edge: Downward(self._below(edge.dst)) for edge in self.out_edges if edge.graph == "W"}
         self._descents = [
             Descent(b, rule=config.optimizer, momentum=config.momentum, beta2=config.beta2, eps=config.eps)
             if b.kind == "parameters"
@@ -83,24 +82,23 @@ class Served(Ordered):
         """All buckets of a child's next report have come."""
 
     @abstractmethod
-    def _news(self, down: _Downward) -> set[int]:
+    def _news(self, down: Downward) -> set[int]:
         """The buckets that an edge of W is to say."""
 
     def _told(self, numbers: Mapping[str, Number]) -> None:
         """A part of the newest model came, with these numbers."""
 
-    def _beside(self, down: _Downward) -> dict[str, Number]:
+    def _beside(self, down: Downward) -> dict[str, Number]:
         """What rides down beside a model."""
         return {}
 
     def _update(self, direction: Gradient, samples: float) -> None:
         """At the root: a step along a mean over so many samples. The next version."""
         f = min(1.0, samples / self.config.global_batch)
-        rates = self.config.rates(self._rounds)
+        rates = self.config.rates(self._samples_done() / self.config.global_batch)
         for b, (x, d, descent) in enumerate(zip(self._x, direction, self._descents, strict=True)):
             assert x is not None
             self._x[b] = x + f * (d - x) if descent is None else descent.step(x, d, f, 0.0, rates)
-        self._rounds += samples / self.config.global_batch
         self.version += 1
 
     # ------------------------------------------------------------------------------------ of a node
@@ -188,11 +186,13 @@ class Served(Ordered):
         if edge.graph == "A":
             return super()._payload(edge, bucket, now)
         down = self._down[edge]
-        if not down.left or not self._closing.running:  # the end is told at once, whatever of a model is left
-            down.left = self._news(down) if self._closing.running and self.version >= 0 else set()
-            down.version, down.numbers, down.model = self.version, self._beside(down), self._x[:]
+        running = self._closing.running
+        if not down.left or not running:  # the end is told at once, whatever of a model is left
+            down.left = self._news(down) if running and self.version >= 0 else set()
+            if down.left or not running:  # with no news what was said last is said again
+                down.version, down.numbers, down.model = self.version, self._beside(down), self._x[:]
         down.left.discard(bucket)
-        x = down.model[bucket]
+        x = down.model[bucket] if down.model else None
         if x is None:
             return None
         return x, {"version": down.version, **down.numbers}
@@ -254,17 +254,17 @@ class Answered(Served):
         for rank, count in zip(self._here, heard, strict=False):
             self.heard[rank] = max(self.heard[rank], count)
 
-    def _news(self, down: _Downward) -> set[int]:
+    def _news(self, down: Downward) -> set[int]:
         """The first model, and then what answers somebody: all buckets if the model is newer, else one."""
         if down.version >= 0 and self._beside(down) == down.numbers:
             return set()
         return set(range(self.buckets)) if self.version > down.version else {0}
 
-    def _beside(self, down: _Downward) -> dict[str, Number]:
+    def _beside(self, down: Downward) -> dict[str, Number]:
         return {"heard": [self.heard[rank] for rank in down.ranks]}
 
 
-class _Downward:
+class Downward:
     """What an edge of W is saying: a model of one version, bucket by bucket.
 
     Args:
@@ -290,3 +290,8 @@ def add(sums: Gradient | None, gradient: Gradient, times: float) -> Gradient:
 def over(sums: Gradient, by: float) -> Gradient:
     """``sums`` ÷ ``by``, new tensors."""
     return tuple(s / by for s in sums)
+
+
+def mean_of(mean: Gradient | None, gradient: Gradient, part: float) -> Gradient:
+    """The mean once ``gradient`` makes ``part`` of it; None: of nothing yet."""
+    return gradient if mean is None else tuple(torch.lerp(m, g, part) for m, g in zip(mean, gradient, strict=True))

@@ -149,8 +149,8 @@ class Worker:
             return gradient, loss, done
 
     def next_batch(self, samples: int) -> tuple[Any, int]:
-        """The node's next samples, on its device, and how many they are; torch's generator is seeded for the gradient
-        over them, which is next.
+        """The node's next samples, on its device, and how many they are; torch's generator of the CPU, and that of the
+        node's GPU, are seeded for the gradient over them, which is next.
 
         Raises:
             TaskError: the task's data raised.

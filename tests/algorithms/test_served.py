@@ -6,6 +6,7 @@ import random
 
 import numpy as np
 import pytest
+import torch
 
 from rfast_zmq import Plan, Settings
 from rfast_zmq.errors import UsageError
@@ -252,7 +253,18 @@ def test_a_straggler_counts_for_less_where_gradients_do_and_for_as_much_where_no
 
 def test_amelie_takes_the_means_as_they_are_when_there_is_enough() -> None:
     """A node that gave more has a better mean, which replaces the one before, on its way through a relay too."""
-    net, seen = started("amelie", "line", options={"batch_gradients": 5.0}), {rank: [] for rank in range(5)}
+    net = started("amelie", "line", options={"batch_gradients": 5.0})
+    seen = noise(net)
+    give(net, 4, 3, 4, 2, 3, 1, 4, 4, 1)
+    assert version(net) == 0
+    give(net, 0)
+    mean = np.mean([np.mean(of_node, 0) for of_node in seen.values()], 0)
+    np.testing.assert_allclose(net.model(), X0 - LR * mean, atol=1e-12)
+
+
+def noise(net: Network) -> dict[int, list[np.ndarray]]:
+    """From now on gradients of one model differ; gives what each node's were."""
+    seen: dict[int, list[np.ndarray]] = {rank: [] for rank in range(len(net.nodes))}
     plain, draw = net.problem.gradient, random.Random(1)
 
     def noisy(rank, x):  # type: ignore[no-untyped-def]
@@ -261,29 +273,43 @@ def test_amelie_takes_the_means_as_they_are_when_there_is_enough() -> None:
         return g
 
     net.problem.gradient = noisy  # type: ignore[method-assign]
-    give(net, 4, 3, 4, 2, 3, 1, 4, 4, 1)
-    assert version(net) == 0
-    give(net, 0)
-    mean = np.mean([np.mean(of_node, 0) for of_node in seen.values()], 0)
+    return seen
+
+
+def test_a_step_of_rennala_is_of_b_samples_and_its_mean_is_weighted_by_them() -> None:
+    """B is ten samples."""
+    net = started("rennala", "line")
+    seen, samples = noise(net), {0: 1, 1: 2, 2: 3, 3: 3, 4: 1}
+    for rank in range(5):
+        assert version(net) == 0
+        net.samples = samples[rank]
+        give(net, rank)
+    assert version(net) == 1
+    mean = np.sum([samples[rank] / 10 * seen[rank][0] for rank in range(5)], 0)
     np.testing.assert_allclose(net.model(), X0 - LR * mean, atol=1e-12)
 
 
-@pytest.mark.parametrize(("name", "gradients"), [("rennala", 10), ("amelie", 10)])
-def test_a_step_is_of_b_samples_where_nobody_says_of_how_many_gradients(name: str, gradients: int) -> None:
-    """B is ten samples, and a gradient is of one."""
-    net = started(name)
-    give(net, *([0, 1, 2, 3, 4] * 2)[: gradients - 1])
-    assert version(net) == 0
-    give(net, 4)
+def test_a_step_of_amelie_is_of_b_samples_by_their_harmonic_mean_and_weighs_those_of_a_node_by_them() -> None:
+    """B is ten samples: the harmonic mean of what each gave is to be two."""
+    net = started("amelie", "line")
+    seen, given = noise(net), [(0, 2), (1, 1), (2, 2), (3, 2), (4, 2), (1, 1)]
+    for rank, samples in [(4, 4), *given]:
+        assert version(net) == 0
+        net.samples = samples
+        give(net, rank)
     assert version(net) == 1
+    of_4 = (4 * seen[4][0] + 2 * seen[4][1]) / 6
+    mean = (seen[0][0] + (seen[1][0] + seen[1][1]) / 2 + seen[2][0] + seen[3][0] + of_4) / 5
+    np.testing.assert_allclose(net.model(), X0 - LR * mean, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", GATHERED)
-@pytest.mark.parametrize("seed", range(4))
-def test_relays_add_up_and_a_step_is_of_gradients_of_the_present_model_alone(name: str, seed: int) -> None:
+@pytest.mark.parametrize("shape", ["line", "split-roots", "exponential"])
+@pytest.mark.parametrize("seed", range(3))
+def test_relays_add_up_and_a_step_is_of_gradients_of_the_present_model_alone(name: str, shape: str, seed: int) -> None:
     """In any order: each step is along what its paper says, of gradients that were computed at that very model."""
-    net, at = started(name, "line", options={"batch_gradients": 10.0}), {}
-    root, plain = net.nodes[0].algorithm, net.problem.gradient
+    net, at = started(name, shape, options={"batch_gradients": 10.0}), {}
+    root, plain = net.nodes[net.topology.root].algorithm, net.problem.gradient
     update = root._update
 
     def told(rank, x):  # type: ignore[no-untyped-def]
@@ -311,21 +337,62 @@ def test_relays_add_up_and_a_step_is_of_gradients_of_the_present_model_alone(nam
 
 
 @pytest.mark.parametrize("name", GATHERED)
-def test_nobody_waits_where_gradients_are_gathered_and_a_busy_line_carries_one_report(name: str) -> None:
+def test_nobody_waits_where_gradients_are_gathered_and_a_report_is_of_all_there_is_as_it_leaves(name: str) -> None:
+    """Twelve gradients, and room for one bucket after each: each report of four buckets is of those until it began."""
     net = started(name, "line", nodes=3, options={"batch_gradients": 100.0})
     node, edge = net.nodes[2], next(e for e in net.nodes[2].algorithm.out_edges if e.graph == "A")
-    for _ in range(20):
+    seen, came = noise(net)[2], []
+    whole = net.nodes[1].algorithm._whole
+    net.nodes[1].algorithm._whole = lambda *told: came.append(told) or whole(*told)
+    for _ in range(12):
         net.compute(2)
         assert node.computing
         net.now += 1.0
         net.finish(2)
+        net.speak(edge, next(b for e, b in net.dirty if e == edge))
+        net.deliver(0)
     assert node.algorithm.status().waited_s == 0.0
-    said = 0
-    while any(e == edge for e, _ in net.dirty):
-        bucket = next(b for e, b in net.dirty if e == edge)
-        net.speak(edge, bucket)
-        said += 1
-    assert said == 2 * 4, "what was there first, and the sum of all others, of four buckets each"
+    ends = [(0, 1), (1, 5), (5, 9)] if name == "rennala" else [(0, 1), (0, 5), (0, 9)]
+    for (_, parts, numbers), (first, end) in zip(came, ends, strict=True):
+        found = np.concatenate([part.numpy() for part in parts])
+        np.testing.assert_allclose(found, np.mean(seen[first:end], 0), atol=1e-12)
+        if name == "rennala":
+            assert (numbers["gradients"], numbers["batch"]) == (end - first, end - first)
+        else:
+            assert numbers["inverse"] == pytest.approx(1 / end)
+
+
+@pytest.mark.parametrize("name", GATHERED)
+def test_numbers_that_no_child_could_mean_are_no_report(name: str) -> None:
+    net = started(name, "line", nodes=2, optimizer="nadam", options={"batch_gradients": 2.0})
+    root, parts = net.nodes[0].algorithm, net.layout.split(torch.ones(7, dtype=torch.float64))
+    give(net, 0)
+    for bad in (0.0, -1.0, float("inf"), float("nan")):
+        for more in ({"batch": 1, "gradients": bad}, {"batch": int(bad == 0) - 1, "gradients": 5.0}, {"inverse": bad}):
+            if more.keys() <= root.data_numbers.keys():
+                root._whole(1, parts, {"version": 0, **more})
+    root._whole(1, parts, {"version": 5, "batch": 5, "gradients": 5.0, "inverse": 0.1})  # of no model there is
+    assert version(net) == 0
+    np.testing.assert_allclose(net.model(), X0, atol=1e-12)
+    give(net, 1)
+    assert version(net) == 1
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_an_edge_that_is_asked_without_news_says_again_what_it_said_last(name: str) -> None:
+    """As idle edges are with --resend: what follows must not lack what only a part of was said."""
+    net = started(name, "line", nodes=3, **({"options": {"delay_threshold": 1.0}} if name == "ringmaster" else {}))
+    edge = next(e for e in net.nodes[1].algorithm.out_edges if e.graph == "W")
+    for _ in range(6):
+        give(net, 0, 1)
+        for bucket in (0, 2):
+            net.speak(edge, bucket)  # without being marked
+        flush(net)
+        net.compute(2)
+        assert net.nodes[2].computing, "it was answered"
+        net.finish(2)
+        flush(net)
+    assert net.nodes[2].algorithm.status().gradients == 6
 
 
 @pytest.mark.parametrize("name", ANSWERED)

@@ -128,15 +128,16 @@ def _number(value: float | None) -> float | None:
 @cache
 def code(task: str, simulated: bool) -> str:
     """A hash of what a run's figures depend on beside its settings: torch's version, the task's file, and this package
-    but for what reads results or the command line, and what is of real runs, or of simulated ones, alone.
+    but for what reads results or the command line, the optimiser for a loop of one's own, and what is of real runs, or
+    of simulated ones, alone.
 
     Args:
         task: name of a file of ``nodes``.
         simulated: is it a run in virtual time?
     """
     package = Path(__file__).parents[2]
-    others = ("launch", "node", "transport", "optim") if simulated else ("simulate",)
-    unseen = {package / name for name in ("bench", "cli", *others)}
+    others = ("launch", "node", "transport") if simulated else ("simulate",)
+    unseen = {package / name for name in ("bench", "cli", "optim", *others)}
     files = [path for path in sorted(package.rglob("*.py")) if not unseen & {*path.parents}]
     found = hashlib.sha256(torch.__version__.encode())
     for path in (*files, task_file(task)):

@@ -222,11 +222,11 @@ class Runner:
             seeds = TUNING_SEEDS[: tuning_seeds(entry)]
             jobs = [replace(self._job(entry, batch, lr, seed, simulated=True), until_s=until_s) for seed in seeds]
             scores = [score(row) for row in await asyncio.gather(*map(self._simulated, jobs))]
-            return median(s for s, _ in scores), median(a for _, a in scores)
+            return median(s if s <= until_s else inf for s, _ in scores), median(a for _, a in scores)
 
         if entry.table == FIXED:
             return await best_lr(ask, entry.ground.batch, entry.contestant.lr, best_s)
-        first = await self._tuned(replace(entry, table=FIXED), best_s)
+        first = await self._tuned(replace(entry, table=FIXED))
         first = await best_lr(ask, first.batch, first.lr, best_s)
         return await best_batch(ask, first, entry.ground.nodes, best_s)
 
@@ -280,7 +280,7 @@ class Runner:
         elif row["trouble"] is not None:
             found = f"diverged at rank {row['trouble']}"
         elif "cut_s" in row:
-            found = f"broken off after {row['cut_s']:.3g} {unit}: another lr is far ahead"
+            found = f"broken off after {row['cut_s']:.3g} {unit}: others are far ahead"
         else:
             found = f"{row['accuracy'] or 0:.3f} after {row['samples']:,} samples, {row['wall_s']:.3g} {unit}"
         kind = "tuning, " if job.seed in TUNING_SEEDS else ""

@@ -62,11 +62,10 @@ async def best_lr(ask: Ask, batch: int, start: float, best_s: float = inf) -> Tu
         tried_s.append(score[0])
         return score
 
-    found, open_end = await _climb(at, start, 2.0)
+    found, open_end = await _climb(at, {start: await at(start)}, 2.0)  # by itself: it tells how long the others have
     if isfinite(best_s) and not any(isfinite(s) for s, _ in found.values()):
-        # They were judged by where they stood as they were broken off: better one more to either side.
-        wider = [min(found) / 2, max(found) * 2]
-        found |= dict(zip(wider, await asyncio.gather(*map(at, wider)), strict=True))
+        # They were judged by where they stood as they were broken off: better look one further to either side.
+        found, open_end = await _climb(at, found, 2.0)
     best = min(found, key=found.__getitem__)
     near = [best / sqrt(2), best * sqrt(2)]
     found |= dict(zip(near, await asyncio.gather(*map(at, near)), strict=True))
@@ -95,7 +94,7 @@ async def best_batch(ask: Ask, first: Tuned, least: int, best_s: float = inf) ->
             found[batch] = await best_lr(ask, batch, found[near].lr, so_far_s)
         return found[batch].score
 
-    scores, open_end = await _climb(at, first.batch, 2.0)
+    scores, open_end = await _climb(at, {first.batch: first.score}, 2.0)
     best = found[int(min(scores, key=scores.__getitem__))]
     tried = {pair: score for tuned in found.values() for pair, score in tuned.tried.items()}
     return Tuned(best.batch, best.lr, best.score, tried, open_end or best.open_end)
@@ -118,12 +117,12 @@ def _middle_of_the_best(scores: dict[float, Score]) -> float:
 
 
 async def _climb(
-    at: Callable[[float], Awaitable[Score]], start: float, factor: float
+    at: Callable[[float], Awaitable[Score]], scores: dict[float, Score], factor: float
 ) -> tuple[dict[float, Score], bool]:
-    """Scores of a geometric grid around ``start``, made longer until no end is the best; whether one still is."""
-    scores = {start: await at(start)}  # by itself: it tells how long the others have
-    sides = [start / factor, start * factor]
-    scores |= dict(zip(sides, await asyncio.gather(*map(at, sides)), strict=True))
+    """Scores of a geometric grid, one longer to either side and then made longer until no end is the best; whether one
+    still is."""
+    sides = [min(scores) / factor, max(scores) * factor]
+    scores = scores | dict(zip(sides, await asyncio.gather(*map(at, sides)), strict=True))
     for _ in range(EXTENSIONS_MOST):
         best = min(scores, key=scores.__getitem__)
         if min(scores) < best < max(scores):
