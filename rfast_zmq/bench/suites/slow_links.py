@@ -58,7 +58,7 @@ SLOW_HOSTS = Block(
         hosts=True,
     ),
     contestants=(
-        # Of a bucket a few lie in each socket's buffers: the smaller they are, the younger is what comes.
+        # The smaller a bucket, the sooner it is passed on; still smaller ones, and gradients, fill two cores.
         *(replace(c, report=0.5, bucket_bytes=12_800) for c in SLOW_LINKS.contestants[:3]),
         one("ddp", "ring", "nadam", 0.012, tuned_as=("ring-allreduce", "ring")),
         # Its default is one bucket of so small a model; several can leave while the rest is being computed.
