@@ -125,11 +125,6 @@ class Served(Ordered):
             gradient = tuple(g if b.kind == "averages" else g * weight for b, g in zip(buckets, gradient, strict=True))
         return self._given(gradient, event.samples)
 
-    def _report(self, parts: Gradient, **numbers: Number) -> list[Action]:
-        """Queue a report for the parent."""
-        assert self._up is not None
-        return [action for b, part in enumerate(parts) for action in self._post(self._up, b, part, **numbers)]
-
     def _came(self, src: int, bucket: int, payload: Tensor, numbers: Mapping[str, Number]) -> list[Action]:
         coming = self._coming[src]
         of = {name: numbers[name] for name in self.data_numbers}
@@ -241,7 +236,8 @@ class Answered(Served):
     def _hand_up(self, gradient: Gradient, rank: int, version: int, samples: int) -> list[Action]:
         """A whole gradient of some node goes on to the parent; at the root it has arrived."""
         if self._up is not None:
-            return self._report(gradient, rank=rank, version=version, batch=samples)
+            beside = {"rank": rank, "version": version, "batch": samples}
+            return [action for b, g in enumerate(gradient) for action in self._post(self._up, b, g, **beside)]
         self._arrived(rank, version, samples, gradient)
         self.heard[rank] += 1
         self._dealt_with += samples
