@@ -43,7 +43,7 @@ from rfast_zmq.core.events import (
     Tick,
 )
 from rfast_zmq.errors import Refused, UsageError
-from rfast_zmq.node.exchange import Exchange
+from rfast_zmq.node.exchange import TURN_BYTES, Exchange
 from rfast_zmq.node.gradients import Gradient, Gradients
 from rfast_zmq.node.scoring import Gatherer, Scorer, Shown, Snapshot
 from rfast_zmq.node.steps import Steps
@@ -55,6 +55,8 @@ from rfast_zmq.transport import Addresses, Outlet
 
 REPORT_S = 0.5
 """Seconds between two reports of a node to whoever watches it."""
+TOLD_MOST = 16
+"""So many buckets of a gradient, and no more than ``TURN_BYTES`` (but one bucket), are told in one turn of the loop."""
 HINTS = {"run": "; the nodes of a run share topology, algorithm, batch, split and seed, or a --run-id"}
 
 
@@ -281,16 +283,21 @@ class Node:
         self._carry_out(others)
 
     async def _computed(self, found: Gradient) -> None:
-        """Tell the core, bucket by bucket: a large model must not keep the loop from all else."""
-        parts = [(g,) for g in found.gradient] if found.finite else [found.gradient]
+        """Tell the core, so much at a time: a large model must not keep the loop from all else."""
+        rest = list(found.gradient)
         found, first = replace(found, gradient=()), 0
-        parts.reverse()
-        while parts:  # of which none is held any longer than the core holds it
+        rest.reverse()
+        while rest:  # of which nothing is held any longer than the core holds it
             if first:
                 await asyncio.sleep(0)
+            part = [rest.pop()]
+            room_bytes = TURN_BYTES - part[0].nbytes
+            while rest and (not found.finite or (len(part) < TOLD_MOST and rest[-1].nbytes <= room_bytes)):
+                part.append(rest.pop())
+                room_bytes -= part[-1].nbytes
             told = GradientReady(
                 now=self._now(),
-                gradient=parts.pop(),
+                gradient=tuple(part),
                 samples=found.samples,
                 loss=found.loss,
                 rounds=found.rounds,
@@ -299,8 +306,9 @@ class Node:
                 first=first,
                 steps=found.steps,
             )
+            first += len(part)
+            del part
             self._tell(told)
-            first += 1
         if not found.finite and self.trouble < 0 and not self._stopping.is_set():
             self.trouble = self.rank
             what = "the gradient is not finite" if found.loss is None else f"the loss is {found.loss}"
