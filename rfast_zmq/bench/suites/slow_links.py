@@ -48,6 +48,9 @@ SLOW_LINKS = Block(
     ),
 )  # fmt: skip
 
+SLOWER = 2
+"""So many times slower compute the hosts of part b, and so are their lines: at part a's speeds the messages of eight
+hosts fill two cores, and then it is these that are measured."""
 SLOW_HOSTS = Block(
     part="b",
     ground=replace(
@@ -56,10 +59,15 @@ SLOW_HOSTS = Block(
         title="MNIST, the perceptron, on slow lines between network namespaces",
         simulated=False,
         hosts=True,
+        share_s=SLOWER * SLOW.share_s,
+        bytes_per_s=SLOW.bytes_per_s / SLOWER,
     ),
     contestants=(
-        # The smaller a bucket, the sooner it is passed on; still smaller ones, and gradients, fill two cores.
-        *(replace(c, report=0.5, bucket_bytes=12_800) for c in SLOW_LINKS.contestants[:3]),
+        # The smaller a message, the sooner it is passed on; these are of 12,800 bytes whatever they are made of.
+        *(
+            replace(c, report=0.25, bucket_bytes=parts * 12_800)
+            for c, parts in zip(SLOW_LINKS.contestants[:3], (1, 2, 4), strict=True)
+        ),
         one("ddp", "ring", "nadam", 0.012, tuned_as=("ring-allreduce", "ring")),
         # Its default is one bucket of so small a model; several can leave while the rest is being computed.
         one("ddp, buckets of .1 MB", "ring", "nadam", 0.012, tuned_as=("ring-allreduce", "ring"),
