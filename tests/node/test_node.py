@@ -200,14 +200,18 @@ class Wide(Line):
         return {"loss": 0.0}
 
 
-@pytest.mark.parametrize("algorithm", ["rfast-tree", "rfast"])
+@pytest.mark.parametrize(
+    ("algorithm", "bytes_most", "parts"), [("rfast-tree", 5 * 1024, [5, 5, 5, 5, 5, 5, 2]), ("rfast", 1 << 20, [16, 16])]
+)
 async def test_in_a_turn_of_the_loop_a_node_handles_a_few_buckets_however_many_there_are(
-    folder: Path, algorithm: str, monkeypatch: pytest.MonkeyPatch
+    folder: Path, algorithm: str, bytes_most: int, parts: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bucket for each socket that has brought something, one for each edge that may speak, one of its gradient."""
+    """A bucket for each socket that has brought something, one for each edge that may speak, some of its gradient."""
     monkeypatch.setattr("rfast_zmq.node.exchange.TURN_BYTES", 1024)
+    monkeypatch.setattr("rfast_zmq.node.runtime.TURN_BYTES", bytes_most)
     run = Nodes(folder, Wide, algorithm=algorithm, bucket_bytes=1024, samples=300, lr=0.01)
     handled, most = Counter[int](), Counter[int]()
+    told: dict[int, list[tuple[int, int]]] = {0: [], 1: [], 2: []}
 
     def turn(rank: int) -> None:
         most[rank] = max(most[rank], handled.pop(rank))
@@ -220,6 +224,8 @@ async def test_in_a_turn_of_the_loop_a_node_handles_a_few_buckets_however_many_t
                 if node.rank not in handled:
                     asyncio.get_running_loop().call_soon(turn, node.rank)
                 handled[node.rank] += 1
+            if isinstance(event, GradientReady):
+                told[node.rank].append((event.first, len(event.gradient)))
             return handle(event)
 
         node.algorithm.handle = watched
@@ -227,6 +233,8 @@ async def test_in_a_turn_of_the_loop_a_node_handles_a_few_buckets_however_many_t
     for node in run.nodes:
         sockets, edges = len(node.algorithm.in_edges), len(node.algorithm.out_edges)
         assert 1 <= most[node.rank] <= 2 * (sockets + edges + 1)
+        whole = [(sum(parts[:i]), part) for i, part in enumerate(parts)]
+        assert told[node.rank][: len(parts)] == whole, "in order, no bucket left out"
 
 
 async def test_under_loss_as_well(folder: Path) -> None:
