@@ -201,7 +201,8 @@ class Wide(Line):
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "bytes_most", "parts"), [("rfast-tree", 5 * 1024, [5, 5, 5, 5, 5, 5, 2]), ("rfast", 1 << 20, [16, 16])]
+    ("algorithm", "bytes_most", "parts"),
+    [("rfast-tree", 5 * 1024, [5, 5, 5, 5, 5, 5, 2]), ("rfast", 1 << 20, [16, 16])],
 )
 async def test_in_a_turn_of_the_loop_a_node_handles_a_few_buckets_however_many_there_are(
     folder: Path, algorithm: str, bytes_most: int, parts: list[int], monkeypatch: pytest.MonkeyPatch
