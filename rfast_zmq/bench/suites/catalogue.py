@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rfast_zmq.bench.suites.block import Suite
 from rfast_zmq.bench.suites.others import CHARLM, QUICK, RIVALS, scale
-from rfast_zmq.bench.suites.paper import PAPER_A, PAPER_B, PAPER_B_END, PAPER_B_SPEEDS, PAPER_C
+from rfast_zmq.bench.suites.paper import PAPER_A, PAPER_B, PAPER_B_END, PAPER_B_OWN, PAPER_B_SPEEDS, PAPER_C
 from rfast_zmq.bench.suites.slow_links import SLOW_HOSTS, SLOW_LINKS
 from rfast_zmq.errors import UsageError
 
@@ -20,7 +20,7 @@ SUITES = {
             name="paper",
             about="the paper's claims: (a) softmax regression over five topologies, in virtual time; (b) a perceptron"
             " in real processes; (c) a ResNet, in virtual time",
-            blocks=(PAPER_A, PAPER_B, PAPER_B_SPEEDS, PAPER_B_END, PAPER_C),
+            blocks=(PAPER_A, PAPER_B, PAPER_B_SPEEDS, PAPER_B_OWN, PAPER_B_END, PAPER_C),
         ),
         Suite(name="rivals", about="every algorithm here on the perceptron, in virtual time", blocks=(RIVALS,)),
         Suite(name="charlm", about="a transformer on text, in virtual time", blocks=(CHARLM,)),

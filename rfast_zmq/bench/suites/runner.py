@@ -304,7 +304,7 @@ def chosen_blocks(suite: Suite, choice: Choice) -> list[Block]:
             raise UsageError(f"--part {part}: {has}")
     blocks = [block for block in suite.blocks if not choice.parts or block.part in choice.parts]
     labels = list(dict.fromkeys(c.label for block in blocks for c in block.contestants if not c.alone))
-    cells = list(dict.fromkeys(cell.key for block in blocks for cell in block.cells))
+    cells = list(dict.fromkeys(cell.key for block in blocks for cell in (*block.cells, *block.own_cells)))
     for flag, given, there in (("only", choice.only, labels), ("cells", choice.cells, cells)):
         for name in given:
             if name not in there:
