@@ -60,6 +60,17 @@ class Unused(nn.Module):
         return x
 
 
+class Deep(Wide):
+    """Of four such layers, each of .8 MB."""
+
+    def configure_model(self) -> nn.Module:
+        return nn.Sequential(nn.Linear(8, 1, bias=False), *(Unused(200_000) for _ in range(4)))
+
+    def training_step(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        x, y = batch
+        return (model[0](x) - y).square().mean() + sum(p.square().mean() for p in model[1:].parameters())  # type: ignore[index]
+
+
 class RaisesAtTwo(Line):
     def training_step(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         if self.rank == 2:

@@ -14,13 +14,14 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.futures import Future
+from torch.nn.parallel import DistributedDataParallel
 
 from rfast_zmq.assembly import Plan
 from rfast_zmq.cli import main
 from rfast_zmq.core.descent import Descent
 from rfast_zmq.errors import TaskError, UsageError
 from rfast_zmq.launch import run, slowed
-from rfast_zmq.launch.ddp import _in_bf16
+from rfast_zmq.launch.ddp import DdpNode, _in_bf16
 from rfast_zmq.launch.ddp_optimizer import make_optimizer, plain
 from rfast_zmq.launch.slowed import SlowedBackward
 from rfast_zmq.settings import Settings
@@ -64,6 +65,43 @@ def test_the_model_is_that_of_ring_allreduce_with_the_same_draws(task: str, sett
     for name, t in expected.items():
         assert done.model[name] == pytest.approx(t, abs=SAME), name
     assert done.result.missing == []
+
+
+def test_its_buckets_are_those_of_whoever_wraps_a_module_and_says_nothing(tmp_path: Path) -> None:
+    """Whose first one is smaller than ``bucket_cap_mb=25`` makes it; or as small as they are asked for."""
+
+    def sizes(model: DistributedDataParallel, batch: Any) -> list[int]:
+        passes: list[list[int]] = []
+
+        def summed(bucket: Any) -> Future[torch.Tensor]:
+            passes[-1].append(bucket.buffer().nbytes)
+            future: Future[torch.Tensor] = Future()
+            future.set_result(bucket.buffer())
+            return future
+
+        model.register_comm_hook(None, lambda _, bucket: summed(bucket))
+        for _ in range(3):  # torch settles them after the first
+            passes.append([])
+            loss, word = model(batch)
+            (loss + word.sum()).backward()
+        return passes[-1]
+
+    found = {}
+    for options in ((), ("bucket_mb=0.1",)):
+        of = plan("Deep", nodes=1, algorithm_option=options)
+        (folder := tmp_path / f"{len(options)}").mkdir()
+        node = DdpNode(of, 0, folder, Mock())
+        node._meet()
+        try:
+            (batch, _), module = node.worker.next_batch(33), node._model.module
+            found[options], torchs = sizes(node._model, batch), sizes(DistributedDataParallel(module), batch)
+            smaller = sizes(DistributedDataParallel(module, bucket_cap_mb=0.1), batch)
+        finally:
+            dist.destroy_process_group()
+    assert found[()] == torchs
+    assert found["bucket_mb=0.1",] == smaller
+    assert sum(torchs) == sum(smaller) > 3_200_000
+    assert 1 < len(torchs) < len(smaller)
 
 
 @pytest.mark.parametrize("bucket_mb", [25, 1e-5])
