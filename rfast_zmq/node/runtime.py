@@ -309,6 +309,7 @@ class Node:
             first += len(part)
             del part
             self._tell(told)
+            del told
         if not found.finite and self.trouble < 0 and not self._stopping.is_set():
             self.trouble = self.rank
             what = "the gradient is not finite" if found.loss is None else f"the loss is {found.loss}"

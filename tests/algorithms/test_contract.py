@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -511,8 +512,9 @@ def test_the_identitys_error_means_something_where_gradients_have_vanished(name:
     assert ALGORITHMS[name].identity_error(records, 0) < 1e-20
 
 
+@pytest.mark.parametrize("cuts", [(0, 1, 2, 3, 4), (0, 3, 4), (0, 1, 4)])
 @ours
-def test_a_gradient_told_bucket_by_bucket_is_the_same_and_is_news_of_each_bucket_once(name: str) -> None:
+def test_a_gradient_told_in_parts_is_the_same_and_is_news_of_each_bucket_once(name: str, cuts: tuple[int, ...]) -> None:
     layout = Layout.vector(8, dtype=torch.float64, bucket=2)
     whole, parts = (Solo(build("binary-tree", 3), 1, [0.0] * 8, name=name, layout=layout) for _ in range(2))
     gradient = tuple(torch.full((2,), float(b), dtype=torch.float64) for b in range(4))
@@ -521,7 +523,7 @@ def test_a_gradient_told_bucket_by_bucket_is_the_same_and_is_news_of_each_bucket
         for b in range(4):
             solo.hear("W", 0, [0.0, 0.0], bucket=b)
         rounds = solo.model().rounds
-        told = [(0, gradient)] if solo is whole else [(b, (g,)) for b, g in enumerate(gradient)]
+        told = [(0, gradient)] if solo is whole else [(a, gradient[a:b]) for a, b in pairwise(cuts)]
         actions = [
             action
             for first, part in told

@@ -410,11 +410,18 @@ def test_a_seed_that_was_never_at_the_target_counts_as_never() -> None:
     assert ratios({0: 4.0, 1: None, 2: 1.0, 3: None}, {0: 2.0, 1: 2.0, 2: None, 3: None}) == [2.0, inf, 0.0]
 
 
-def test_real_processes_follow_at_the_lr_found_in_virtual_time(done: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [FIXED, OWN])
+def test_real_processes_follow_at_the_lr_found_in_virtual_time(done: Path, tmp_path: Path, kind: str) -> None:
+    """At the block's B, and, in a block that has nothing else, at the B that was found."""
     copytree(done, tmp_path, dirs_exist_ok=True)
-    real = replace(BLOCK, ground=replace(TOY, simulated=False), cells=(CELL,), contestants=(OURS, SINGLE))
-    store, said = simulate(tmp_path, real, replace(CHOICE, seeds=1))
-    assert "done: 1 runs" in said[-1]
+    cells = {"cells": (CELL,)} if kind == FIXED else {"cells": (), "own_cells": (CELL,)}
+    real = replace(BLOCK, ground=replace(TOY, simulated=False), contestants=(OURS, SINGLE), aims=(), **cells)
+    store, said = simulate(tmp_path, real, replace(CHOICE, seeds=1, tables=(kind,)))
+    assert "done: " in said[-1]
+    if kind == FIXED:
+        assert "done: 1 runs" in said[-1]
+    (table,) = tables_of(Suite(name="toy", about="", blocks=(real,)), store)
+    assert [len(s.runs) for s in table.standings] == [1]
     (row,) = (r for r in store.runs.values() if not r["simulated"])
     assert (row["contestant"], row["seed"]) == ("rfast-tree", 0)
     assert row["cpu_s"] > 0
@@ -550,7 +557,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def every_job(data: dict[str, str]) -> Iterator[Job]:
     for suite in SUITES.values():
         for block in suite.blocks:
-            for cell in block.cells:
+            for cell in dict.fromkeys((*block.cells, *block.own_cells)):
                 for contestant in block.contestants:
                     if block.ground.nodes <= min(contestant.nodes_most, 64):
                         yield Job(
@@ -588,7 +595,7 @@ def test_the_figures_to_reach_are_of_contestants_and_cells_that_there_are() -> N
             assert len(set(labels)) == len(labels)
             assert block.reference in labels
             assert block.cells or block.own_cells
-            assert set(block.own_cells) <= set(block.cells or block.own_cells)
+            assert not block.cells or set(block.own_cells) <= set(block.cells)
             for aim in block.aims:
                 assert {*aim.ours, aim.over} <= set(labels)
                 assert aim.cell in (block.cells if aim.table == FIXED else block.own_cells)

@@ -238,6 +238,37 @@ async def test_in_a_turn_of_the_loop_a_node_handles_a_few_buckets_however_many_t
         assert told[node.rank][: len(parts)] == whole, "in order, no bucket left out"
 
 
+class Blown(Wide):
+    """Whose third gradient is none."""
+
+    steps = 0
+
+    def training_step(self, model: nn.Module, batch: Any) -> Tensor:
+        self.steps += 1
+        return super().training_step(model, batch) * (float("nan") if self.steps >= 3 else 1.0)
+
+
+async def test_a_gradient_that_is_not_finite_is_told_once_whatever_its_buckets(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that no part of it counts: the others, whose values may be finite, are never seen apart."""
+    monkeypatch.setattr("rfast_zmq.node.runtime.TURN_BYTES", 1024)
+    run = Nodes(folder, Blown, nodes=1, bucket_bytes=1024, lr=0.01)
+    (node,) = run.nodes
+    told: list[tuple[bool | None, int, int]] = []
+
+    def watched(event: Event, handle: Any = node.algorithm.handle) -> Any:
+        if isinstance(event, GradientReady):
+            told.append((event.finite, event.first, len(event.gradient)))
+        return handle(event)
+
+    node.algorithm.handle = watched  # type: ignore[method-assign]
+    await run.run()
+    assert node.trouble == 0
+    assert [(first, count) for finite, first, count in told if finite] == [(b, 1) for _ in range(2) for b in range(32)]
+    assert {(first, count) for finite, first, count in told if not finite} == {(0, 32)}
+
+
 async def test_under_loss_as_well(folder: Path) -> None:
     run = Nodes(folder, Line, nodes=2, drop=0.3, duplicate=0.1, reorder=0.1, samples=4000)
     assert await run.run() == [None] * 2

@@ -39,7 +39,7 @@ class Block:
         ground: the ground.
         contestants: in the order of the tables; the first of ``reference`` is what the others are held against.
         cells: one factor at a time from the first.
-        own_cells: where each also runs at its own best B: of these, unless there are none.
+        own_cells: where each runs at its own best B: some of ``cells``, or, where that is empty, any.
         reference: label that times are divided by.
         tuning_seeds: so many are run for one lr; of the reference more.
         seeds: so many are reported; None: ten in virtual time, five in real processes.

@@ -161,11 +161,11 @@ two or four, eight processes fill two cores at the speed of the others, and it i
 PAPER_B_OWN = Block(
     part="b",
     ground=replace(MLP, name="mlp-own", title=f"{MLP.title}, each at its own B", share_s=SLOWER * MLP.share_s),
-    # At the default's pace, an eighth of a round: there is room for it here.
-    contestants=(replace(CONTESTANTS_B[0], pace=None), *CONTESTANTS_B[1:]),
+    contestants=tuple(c for c in CONTESTANTS_B if c.label != SPARING),
     cells=(),
     own_cells=(LABEL, IID, EVEN, IID_EVEN),
     reference="ddp",
+    tuning_seeds=4,
     aims=(
         _against_ddp(LABEL, 3.0, table="own"),
         _against_ddp(IID, 3.5, table="own"),

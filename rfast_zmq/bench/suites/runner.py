@@ -161,7 +161,7 @@ class Runner:
                 raise
         later: dict[str, Job] = {}
         for block in self.blocks:
-            for cell in block.cells:
+            for cell in dict.fromkeys((*block.cells, *block.own_cells)):
                 for seed in self._seeds(block):
                     for entry, found in tuned:
                         if entry.block is block and entry.cell == cell and not _virtual(entry):
