@@ -41,7 +41,7 @@ class Block:
         cells: one factor at a time from the first.
         own_cells: where each runs at its own best B: some of ``cells``, or, where that is empty, any.
         reference: label that times are divided by.
-        tuning_seeds: so many are run for one lr; of the reference more.
+        tuning_seeds: so many are run for one lr; of the reference more; for each one's own B at most two.
         seeds: so many are reported; None: ten in virtual time, five in real processes.
         aims: the figures to reach.
     """

@@ -157,7 +157,8 @@ PAPER_B_SPEEDS = Block(
 )
 SLOWER = 4
 """So many times slower are the machines on which each chooses its B: where a round is of few samples, and a gradient of
-two or four, eight processes fill two cores at the speed of the others, and it is these that are measured."""
+a few, eight processes fill two cores at the speed of the others, and it is these that are measured. The pace is not
+slower: it is what a model may cost, and rounds of fewer samples want one sooner."""
 PAPER_B_OWN = Block(
     part="b",
     ground=replace(MLP, name="mlp-own", title=f"{MLP.title}, each at its own B", share_s=SLOWER * MLP.share_s),
