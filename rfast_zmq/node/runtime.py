@@ -295,21 +295,21 @@ class Node:
             while rest and (not found.finite or (len(part) < TOLD_MOST and rest[-1].nbytes <= room_bytes)):
                 part.append(rest.pop())
                 room_bytes -= part[-1].nbytes
-            told = GradientReady(
-                now=self._now(),
-                gradient=tuple(part),
-                samples=found.samples,
-                loss=found.loss,
-                rounds=found.rounds,
-                seconds=found.seconds,
-                finite=found.finite,
-                first=first,
-                steps=found.steps,
+            self._tell(
+                GradientReady(
+                    now=self._now(),
+                    gradient=tuple(part),
+                    samples=found.samples,
+                    loss=found.loss,
+                    rounds=found.rounds,
+                    seconds=found.seconds,
+                    finite=found.finite,
+                    first=first,
+                    steps=found.steps,
+                )
             )
             first += len(part)
-            del part
-            self._tell(told)
-            del told
+            part.clear()
         if not found.finite and self.trouble < 0 and not self._stopping.is_set():
             self.trouble = self.rank
             what = "the gradient is not finite" if found.loss is None else f"the loss is {found.loss}"

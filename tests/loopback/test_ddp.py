@@ -67,8 +67,12 @@ def test_the_model_is_that_of_ring_allreduce_with_the_same_draws(task: str, sett
     assert done.result.missing == []
 
 
-def test_its_buckets_are_those_of_whoever_wraps_a_module_and_says_nothing(tmp_path: Path) -> None:
+def test_its_buckets_are_those_of_whoever_wraps_a_module_and_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whose first one is smaller than ``bucket_cap_mb=25`` makes it; or as small as they are asked for."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")  # a rank sets both in a process of its own; here they are put back
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
 
     def sizes(model: DistributedDataParallel, batch: Any) -> list[int]:
         passes: list[list[int]] = []
