@@ -321,8 +321,8 @@ class RFastTree(Skeleton):
 
     def _chosen_pace_s(self) -> float:
         """C, at the root: a part of a round, or the cycle of the busiest line if that is longer. But a line far slower
-        than the root's own is the matter of its own node (:meth:`pace_of`): where the root's line is never busy, nobody
-        is in phase."""
+        than the root's own is the matter of its own node (:attr:`line_pace_s`): where the root's line is never busy,
+        nobody is in phase."""
         busiest_s = min(self.census().cycle_s, LINES_ALIKE * self._line.cycle_s)
         return max(PACE_OF_ROUND * self.round_s, LINE_SLACK * busiest_s if self.round_s else 0.0)
 
@@ -370,7 +370,8 @@ class RFastTree(Skeleton):
         state.handed_s = now
         return False
 
-    def pace_of(self, edge: Edge) -> float:
+    @property
+    def line_pace_s(self) -> float:
         if self.config.pace_s is not None or not self._closing.running:
             return self.pace_s
         cycle_s = self._line.cycle_s

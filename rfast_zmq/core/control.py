@@ -167,7 +167,7 @@ class Closing:
     def __init__(
         self, push_children: Sequence[Collection[int]], pull_children: Iterable[int], *, root: bool = False
     ) -> None:
-        self.phase = Phase.RUN
+        self.phase, self.running = Phase.RUN, True
         self._missing = [set(children) for children in push_children]
         """Per bucket, whose final word is not there yet."""
         self._heard_s = dict.fromkeys((child for children in push_children for child in children), -inf)
@@ -176,15 +176,11 @@ class Closing:
         self._since_s = inf
         self._parent_s = inf if root else -inf
 
-    @property
-    def running(self) -> bool:
-        return self.phase is Phase.RUN
-
     def enter(self, phase: Phase, now: float) -> bool:
         """Move to ``phase`` if that is further on; True if it was."""
         if phase <= self.phase:
             return False
-        self.phase, self._since_s = phase, now
+        self.phase, self.running, self._since_s = phase, False, now
         return True
 
     def heard_parent(self, now: float) -> None:

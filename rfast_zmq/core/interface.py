@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rfast_zmq.core.events import Action, Edge, Event, Graph
 from rfast_zmq.core.packing import PACKINGS
-from rfast_zmq.core.slots import EARLY
+from rfast_zmq.core.slots import EARLY, Timing
 from rfast_zmq.settings import Settings
 from rfast_zmq.task.flat import Layout
 from rfast_zmq.topology import Topology
@@ -246,9 +246,15 @@ class Algorithm(Method):
     def pace_s(self) -> float:
         """C: least seconds between two messages of one edge and bucket, as of now."""
 
-    def pace_of(self, edge: Edge) -> float:
-        """The same for one out-edge, whose line may be slower than the others'."""
+    @property
+    def line_pace_s(self) -> float:
+        """The same where this node's line may be slower than the others'."""
         return self.pace_s
+
+    @property
+    def timing(self) -> Timing:
+        """When its edges may speak, as of now: until the next event this does not change."""
+        return Timing(self.line_pace_s, self.resend_s, self.early)
 
     @property
     def early(self) -> float:

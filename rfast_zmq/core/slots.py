@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from heapq import heappop, heappush
 from math import inf
+from typing import NamedTuple
 
 EARLY = 0.5
 """An edge may speak by so much of its pace early where the node is awake anyway: news is passed on in the turn in which
@@ -18,6 +19,20 @@ speaks no oftener than its pace."""
 PATIENT = 2.0
 """So many paces after its last report a node reports again although not everybody has been heard since. Sooner it need
 not even listen: what came is read when it is awake anyway."""
+
+
+class Timing(NamedTuple):
+    """When the edges of a node may speak.
+
+    Attributes:
+        pace_s: least seconds between two messages of one bucket.
+        resend_s: seconds after which a bucket that has spoken and has no news says its newest again (inf: never).
+        early: the part of ``pace_s`` by which news may be said early where the node is awake.
+    """
+
+    pace_s: float
+    resend_s: float
+    early: float = EARLY
 
 
 class Slot:
@@ -60,16 +75,23 @@ class Slot:
         """
         best_s, best = inf, -1
         for paces, heap in tuple(self._heaps.items()):
-            while heap and not self._is_so(paces, *heap[0]):
+            while heap:
+                last_s, bucket = heap[0]
+                if self._paces[bucket] == paces and self._last_s[bucket] == last_s:
+                    break
                 heappop(heap)
-            if not heap:
+            else:
                 del self._heaps[paces]
                 continue
-            last_s, bucket = heap[0]
             at_s = last_s + (pace_s * paces if paces else max(pace_s, resend_s))
             if best < 0 or (at_s, bucket) < (best_s, best):
                 best_s, best = at_s, bucket
         return (max(best_s, not_before), best) if best_s < inf else (inf, -1)
+
+    def turn(self, timing: Timing, not_before: float = -inf) -> tuple[float, float, int]:
+        """When the edge may next speak, by how much it may be early, and of which bucket; see :meth:`due`."""
+        due_s, bucket = self.due(timing.pace_s, timing.resend_s, not_before)
+        return due_s, self.early_s(bucket, timing.pace_s, timing.early), bucket
 
     def free(self, pace_s: float, paces: float = 1.0) -> float:
         """When ``paces`` paces have passed since the bucket that has been silent longest was said."""

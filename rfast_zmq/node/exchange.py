@@ -189,7 +189,8 @@ class Exchange:
 
     def _free_s(self, paces: float) -> float:
         """When so many paces have passed since one of the edges that the reports feed last spoke."""
-        return min(self._slots[edge].free(self._algorithm.pace_of(edge), paces) for edge in self._fed)
+        pace_s = self._algorithm.line_pace_s
+        return min(self._slots[edge].free(pace_s, paces) for edge in self._fed)
 
     def _speak(self, edge: Edge) -> None:
         """Say what the edge may say now, one bucket; see that it is woken for what follows."""
@@ -225,10 +226,7 @@ class Exchange:
 
     def _due(self, edge: Edge) -> tuple[float, float, int]:
         """When the edge may speak next, by how much it may be early, and of which bucket."""
-        slot, algorithm = self._slots[edge], self._algorithm
-        pace_s = algorithm.pace_of(edge)
-        due_s, bucket = slot.due(pace_s, algorithm.resend_s, algorithm.not_before(edge))
-        return due_s, slot.early_s(bucket, pace_s, algorithm.early), bucket
+        return self._slots[edge].turn(self._algorithm.timing, self._algorithm.not_before(edge))
 
     def _say(self, edge: Edge, bucket: int, now: float, waited_s: float) -> None:
         """Have the message made, and hand it to the socket."""

@@ -30,6 +30,10 @@ class Lines:
         """From when on the edge can take a message."""
         return max(self._out_s[edge.src], self._arrived_s.get(edge, -inf))
 
+    def busy(self, rank: int, now: float) -> bool:
+        """Whether no edge of a node can take a message, for its outgoing line carries one."""
+        return self._out_s[rank] > now
+
     def carry(self, edge: Edge, size: int, now: float) -> float:
         """The edge is given a message; it must be free.
 

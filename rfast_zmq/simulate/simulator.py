@@ -6,11 +6,13 @@ counter-based, ties on the heap go by order of insertion, and nothing iterates o
 
 from __future__ import annotations
 
+import gc
 import heapq
 import json
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from math import inf, nan
 from typing import TextIO
@@ -44,7 +46,7 @@ from rfast_zmq.core.events import (
     Tick,
     Transmit,
 )
-from rfast_zmq.core.slots import Slot
+from rfast_zmq.core.slots import Slot, Timing
 from rfast_zmq.errors import Refused, UsageError
 from rfast_zmq.results import NodePoint, Point, Result
 from rfast_zmq.simulate.lines import Lines
@@ -56,6 +58,8 @@ HELD_MOST = 3
 TICK_S = 0.25
 AFTER_ROOT_S = 60.0
 """Below a node that stands still for ever nobody hears that the run has ended; so long they are followed."""
+YOUNG_OBJECTS = 20_000
+"""What is on the heap is young for long: to look through it at every 700 new objects takes a fifth of the time."""
 PACE_POINTS_S = 0.5
 """Virtual seconds between two points of a node's pace."""
 
@@ -89,12 +93,14 @@ class _Node:
         self.codec: Codec = plan.codec(self.algorithm, "simulated")
         self.slots = {edge: Slot(self.algorithm.buckets_along(edge)) for edge in self.algorithm.out_edges}
         self.wake_s = dict.fromkeys(self.algorithm.out_edges, inf)
+        self.timing: Timing | None = None
+        """Of its algorithm, while that is told of nothing new."""
         self.kept_s: dict[Edge, float] = {}
         """Since when an edge that may speak is kept by its line."""
         self.faults: dict[Edge, LinkFaults[Message]] = {
             e: plan.faults.link(e.graph, e.src, e.dst) for e in self.algorithm.in_edges
         }
-        self.held: dict[tuple[Edge, int], deque[list[bytes | memoryview]]] = {}
+        self.held: dict[tuple[Edge, int], deque[list[bytes]]] = {}
         """What reached it while it stands still."""
         self.computing = self.gone = self.stopping = False
         self.samples = 0
@@ -139,11 +145,13 @@ class Simulator:
         self.plan, self.latency_s, self._trace, self._progress = plan, latency_s, trace, progress
         self.now = 0.0
         self._lines = Lines(plan.topology.nodes, bytes_per_s)
-        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self._heap: list[tuple[float, int, _Node | None, Callable[[], object]]] = []
+        """(when, which of those then, who does it, what)."""
         self._order = count()
         self._halts = tuple(halts)
         self.nodes = [_Node(plan, rank) for rank in range(plan.topology.nodes)]
         self.root = self.nodes[plan.topology.root]
+        self._present = len(self.nodes)
         self.out = Simulation(plan.result(simulated=True))
         self._next_evaluation = 0.0
         self._samples = 0
@@ -157,8 +165,9 @@ class Simulator:
             until_s: break it off at that virtual time, if it has not ended by then; what there is, is scored, but it
                 reaches no target by that.
         """
-        threads = torch.get_num_threads()
+        threads, collected = torch.get_num_threads(), gc.get_threshold()
         torch.set_num_threads(1)
+        gc.set_threshold(max(YOUNG_OBJECTS, collected[0]), *collected[1:])
         try:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.plan.settings.seed)
@@ -166,40 +175,41 @@ class Simulator:
                     node.worker.hook("on_start")
                     self._tell(node, Started(0.0))
                 gone_s = inf
-                while self._heap and not all(node.gone for node in self.nodes) and self.now <= gone_s + AFTER_ROOT_S:
+                while self._heap and self._present and self.now <= gone_s + AFTER_ROOT_S:
                     if self._heap[0][0] > until_s:
                         self.now, self.out.broken_off = until_s, True
                         break
-                    self.now, _, act = heapq.heappop(self._heap)
-                    act()
+                    self.now, _, who, act = heapq.heappop(self._heap)
+                    if who is None or self._may_act(who, act):
+                        act()
                     gone_s = min(gone_s, self.now) if self.root.gone else inf
                 self.now = min(self.now, gone_s)
                 self._finish()
         finally:
             torch.set_num_threads(threads)
+            gc.set_threshold(*collected)
         return self.out
 
     # -------------------------------------------------------------------------------------- the heap
 
-    def _at(self, time_s: float, act: Callable[[], None]) -> None:
-        heapq.heappush(self._heap, (max(time_s, self.now), next(self._order), act))
+    def _at(self, time_s: float, act: Callable[[], object]) -> None:
+        heapq.heappush(self._heap, (max(time_s, self.now), next(self._order), None, act))
 
-    def _for(self, node: _Node, time_s: float, act: Callable[[], None]) -> None:
+    def _for(self, node: _Node, time_s: float, act: Callable[[], object]) -> None:
         """As :meth:`_at`, for something that ``node`` does itself: not while it stands still, nor once it is gone."""
+        heapq.heappush(self._heap, (max(time_s, self.now), next(self._order), node, act))
 
-        def guarded() -> None:
-            until = self._still_until(node)
-            if until == inf or node.gone:
-                return
-            if until > self.now:
-                self._at(until, guarded)
-            else:
-                act()
-
-        self._at(time_s, guarded)
+    def _may_act(self, node: _Node, act: Callable[[], object]) -> bool:
+        """Whether it can do that now; if it stands still, it will later."""
+        until = self._still_until(node)
+        if self.now < until < inf and not node.gone:
+            self._for(node, until, act)
+        return until <= self.now and not node.gone
 
     def _still_until(self, node: _Node) -> float:
         """Until when it stands still; not after now if it does not."""
+        if not self._halts:
+            return 0.0
         halts = (h for h in self._halts if h.rank == node.rank and h.at_s <= self.now < h.until_s)
         return max((h.until_s for h in halts), default=0.0)
 
@@ -208,7 +218,7 @@ class Simulator:
     def _tell(self, node: _Node, event: Event) -> None:
         if self._trace is not None:
             self._write(node, event)
-        actions = node.algorithm.handle(event)
+        actions, node.timing = node.algorithm.handle(event), None
         if node is self.root and not node.stopping:
             self._mind_trouble()
         if node is self.root or node.algorithm.judged_by_mean:
@@ -267,12 +277,15 @@ class Simulator:
             node.kept_s.pop(edge, None)
         if due_s < node.wake_s[edge]:
             node.wake_s[edge] = due_s
-            self._for(node, due_s, lambda: self._speak(node, edge, due_s))
+            self._for(node, due_s, partial(self._speak, node, edge, due_s))
 
     def _speak(self, node: _Node, edge: Edge, due_s: float) -> None:
         if node.wake_s[edge] != due_s:
             return
         node.wake_s[edge] = inf
+        if self._lines.busy(node.rank, self.now):  # with another's message
+            self._wake(node, edge)
+            return
         edges = node.algorithm.out_edges if self._lines.slow else (edge,)
         due = [(*self._due(node, e), e) for e in edges if self._lines.free_s(e) <= self.now]
         ready = [(at_s, bucket, e) for at_s, early_s, bucket, e in due if at_s - early_s <= self.now]
@@ -285,20 +298,20 @@ class Simulator:
 
     def _due(self, node: _Node, edge: Edge) -> tuple[float, float, int]:
         """When the edge may speak next, by how much it may be early, and of which bucket."""
-        slot, algorithm = node.slots[edge], node.algorithm
-        pace_s = algorithm.pace_of(edge)
-        due_s, bucket = slot.due(pace_s, algorithm.resend_s, algorithm.not_before(edge))
-        return due_s, slot.early_s(bucket, pace_s, algorithm.early), bucket
+        if node.timing is None:
+            node.timing = node.algorithm.timing
+        return node.slots[edge].turn(node.timing, node.algorithm.not_before(edge))
 
     def _transmit(self, node: _Node, message: Message) -> None:
-        header, payload = (bytes(frame) for frame in node.codec.encode(message))
-        node.bytes += len(header) + len(payload)
+        frames = [bytes(frame) for frame in node.codec.encode(message)]
+        size = sum(map(len, frames))
+        node.bytes += size
         node.messages += 1
         target = self.nodes[message.edge.dst]
-        arrives_s = self._lines.carry(message.edge, len(header) + len(payload), self.now) + self.latency_s
-        self._at(arrives_s, lambda: self._reach(target, message, [header, payload]))
+        arrives_s = self._lines.carry(message.edge, size, self.now) + self.latency_s
+        self._at(arrives_s, partial(self._reach, target, message, frames))
 
-    def _reach(self, node: _Node, message: Message, frames: list[bytes | memoryview]) -> None:
+    def _reach(self, node: _Node, message: Message, frames: list[bytes]) -> None:
         """A message reaches a node: if that stands still, its socket, which holds no more than a few of each edge and
         bucket (of a line that takes no more the sender would keep the newest)."""
         until = self._still_until(node)
@@ -318,7 +331,7 @@ class Simulator:
             if not node.gone:
                 self._arrive(node, frames)
 
-    def _arrive(self, node: _Node, frames: list[bytes | memoryview]) -> None:
+    def _arrive(self, node: _Node, frames: list[bytes]) -> None:
         try:
             message = node.codec.decode(frames)
         except Refused as refused:
@@ -335,6 +348,7 @@ class Simulator:
 
     def _leave(self, node: _Node) -> None:
         node.gone = True
+        self._present -= 1
         node.worker.hook("on_stop")
         for peer in self.nodes:
             if any(edge.dst == node.rank for edge in peer.algorithm.out_edges):

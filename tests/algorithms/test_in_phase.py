@@ -141,16 +141,15 @@ def test_whose_line_is_far_slower_speaks_at_its_own_pace() -> None:
         for k in range(60):
             solo.now += took_s
             solo.tell(LinkReady, edges[k % 3], 0, took_s)
-        for edge in edges:
-            assert solo.node.pace_of(edge) == pytest.approx(pace_s, rel=1e-2)
+        assert solo.node.line_pace_s == pytest.approx(pace_s, rel=1e-2)
     solo.hear("W", 0, [0.0], P=50.0, phase=1, **PACED)
-    assert solo.node.pace_of(edges[0]) == 1.0, "the end is told as fast as can be"
+    assert solo.node.line_pace_s == 1.0, "the end is told as fast as can be"
 
 
 def test_a_pace_that_was_asked_for_is_kept_and_nothing_is_in_phase() -> None:
     solo = Solo(build("binary-tree", 7), 1, pace_s=0.5)
     solo.hear("W", 0, [0.0], **PACED)
-    assert solo.node.pace_of(Edge("A", 1, 0)) == 0.5
+    assert solo.node.line_pace_s == 0.5
     assert solo.node.early == EARLY
     assert paces(solo.hear("W", 0, [0.0], P=1.0, **PACED), "W") == {1.0}
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rfast_zmq.core.slots import EARLY, Slot
+from rfast_zmq.core.slots import EARLY, Slot, Timing
 
 
 def test_nothing_marked_nothing_to_say() -> None:
@@ -81,6 +81,17 @@ def test_only_news_is_said_early() -> None:
     slot.spoke(0, 1.0)
     assert slot.early_s(0, 4.0) == 0.0
     assert slot.early_s(-1, 4.0) == 0.0
+
+
+def test_a_turn_is_when_and_how_early_and_which() -> None:
+    slot = Slot(range(2))
+    slot.mark(1)
+    slot.spoke(1, 10.0)
+    assert slot.turn(Timing(4.0, 6.0, 0.25)) == (16.0, 0.0, 1), "a repetition is never early"
+    slot.mark(1)
+    assert slot.turn(Timing(4.0, 6.0, 0.25)) == (14.0, 1.0, 1)
+    assert slot.turn(Timing(4.0, 6.0)) == (14.0, 4.0 * EARLY, 1)
+    assert slot.turn(Timing(4.0, 6.0), not_before=15.0) == (15.0, 4.0 * EARLY, 1)
 
 
 @given(st.lists(st.floats(0.0, 3.0), min_size=1, max_size=200))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rfast_zmq.conditions import Faults
 from rfast_zmq.core.events import Action, Edge, Event, LinkReady, Message, Received, Send, Stamp, Transmit
-from rfast_zmq.core.slots import EARLY, PATIENT
+from rfast_zmq.core.slots import EARLY, PATIENT, Timing
 from rfast_zmq.node import exchange as module
 from rfast_zmq.task.flat import Layout
 from rfast_zmq.transport import RECEIVED_MOST, REFILLED, Addresses, Outlet, shareable
@@ -76,8 +76,13 @@ class Peer:
         self.looks += 1
         return self.idle_s
 
-    def pace_of(self, edge: Edge) -> float:
+    @property
+    def line_pace_s(self) -> float:
         return self.pace_s
+
+    @property
+    def timing(self) -> Timing:
+        return Timing(self.line_pace_s, self.resend_s, self.early)
 
     def buckets_along(self, edge: Edge) -> tuple[int, ...]:
         return tuple(range(len(self.model)))

@@ -56,6 +56,7 @@ def test_what_ends_at_a_node_shares_one_line_in() -> None:
     assert lines.carry(Edge("A", 2, 0), 50, now=0.0) == 1.5, "it follows"
     assert lines.free_s(Edge("W", 2, 1)) == 0.5, "its own line was done with it by then"
     assert lines.free_s(Edge("A", 2, 0)) == 1.5, "but a full socket takes no other"
+    assert [lines.busy(rank, now=0.75) for rank in range(3)] == [False, True, False], "only its own line keeps a node"
 
 
 def test_without_a_rate_nothing_takes_time() -> None:

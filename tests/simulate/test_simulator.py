@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import io
 import os
@@ -10,12 +11,14 @@ import sys
 from math import inf
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import torch
 
 from rfast_zmq.assembly import Plan
-from rfast_zmq.errors import UsageError
+from rfast_zmq.errors import RfastError, UsageError
 from rfast_zmq.settings import Settings
 from rfast_zmq.simulate import Halt, Simulation, Simulator
 from rfast_zmq.topology import build
@@ -55,6 +58,20 @@ def test_a_run_can_be_broken_off_at_a_moment_and_is_the_same_until_then() -> Non
     assert part.points[-1].time_s == 2.0
     assert part.points[:-1] == [p for p in whole.points if p.time_s <= 2.0]
     assert Simulator(plan(rounds=60), latency_s=0.001).run(until_s=100.0).result == whole.result
+
+
+def test_the_process_is_left_as_it_was_found() -> None:
+    def found() -> tuple[object, ...]:
+        return gc.get_threshold(), torch.get_num_threads(), torch.get_rng_state().tolist()
+
+    before, simulator = found(), Simulator(plan(rounds=3))
+    assert simulator.run().result.samples
+    assert found() == before
+    simulator = Simulator(plan(rounds=3))
+    simulator.root.worker.task.on_start = Mock(side_effect=RuntimeError("no start"))  # type: ignore[method-assign]
+    with pytest.raises(RfastError):
+        simulator.run()
+    assert found() == before
 
 
 def ended_well(run: Simulation) -> None:
