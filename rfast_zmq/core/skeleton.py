@@ -361,7 +361,7 @@ class Skeleton(Algorithm):
         return actions
 
     def _final(self, bucket: int, now: float) -> bool:
-        return self._closing.final(bucket, self._set_aside(), self._patience_s, now)
+        return not self._closing.running and self._closing.final(bucket, self._set_aside(), self._patience_s, now)
 
     @property
     def _patience_s(self) -> float:

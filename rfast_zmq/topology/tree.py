@@ -38,7 +38,7 @@ class Tree:
         """(parent, child), by child."""
         return tuple((above, child) for child, above in enumerate(self.parent) if above is not None)
 
-    @property
+    @cached_property
     def depth(self) -> int:
         """Edges between the root and the node farthest from it; 0 for a single node."""
         return max(self.levels)
