@@ -167,7 +167,9 @@ class Closing:
     def __init__(
         self, push_children: Sequence[Collection[int]], pull_children: Iterable[int], *, root: bool = False
     ) -> None:
-        self.phase, self.running = Phase.RUN, True
+        self.phase = Phase.RUN
+        self.running = True
+        """Whether the phase is that of the run, and not of its end."""
         self._missing = [set(children) for children in push_children]
         """Per bucket, whose final word is not there yet."""
         self._heard_s = dict.fromkeys((child for children in push_children for child in children), -inf)

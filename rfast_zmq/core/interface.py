@@ -248,12 +248,12 @@ class Algorithm(Method):
 
     @property
     def line_pace_s(self) -> float:
-        """The same where this node's line may be slower than the others'."""
+        """C as this node keeps to it: longer where its line is far slower than those that C is made for."""
         return self.pace_s
 
     @property
     def timing(self) -> Timing:
-        """When its edges may speak, as of now: until the next event this does not change."""
+        """When its edges may speak. A driver may keep it until the next :meth:`handle`: it hangs on nothing else."""
         return Timing(self.line_pace_s, self.resend_s, self.early)
 
     @property

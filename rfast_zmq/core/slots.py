@@ -1,7 +1,7 @@
 """The latest-wins slot of one edge: which bucket may be said, and when. Pure: the time is an argument.
 
 A slot holds no messages, only marks: ``mark(bucket)`` says that there is news. When the link is free and the pace
-allows, the driver asks :meth:`Slot.due`, has the message built from the state of that moment, and says
+allows, the driver asks :meth:`Slot.turn`, has the message built from the state of that moment, and says
 :meth:`Slot.spoke`. Whatever a peer does, or fails to do, the memory is one mark a bucket (invariant I5).
 """
 
@@ -32,7 +32,7 @@ class Timing(NamedTuple):
 
     pace_s: float
     resend_s: float
-    early: float = EARLY
+    early: float
 
 
 class Slot:

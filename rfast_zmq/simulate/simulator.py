@@ -59,7 +59,8 @@ TICK_S = 0.25
 AFTER_ROOT_S = 60.0
 """Below a node that stands still for ever nobody hears that the run has ended; so long they are followed."""
 YOUNG_OBJECTS = 20_000
-"""What is on the heap is young for long: to look through it at every 700 new objects takes a fifth of the time."""
+"""So many new objects before the garbage collector looks through the young ones: what waits on the heap is young for
+long, and would be looked through again and again."""
 PACE_POINTS_S = 0.5
 """Virtual seconds between two points of a node's pace."""
 
@@ -145,13 +146,14 @@ class Simulator:
         self.plan, self.latency_s, self._trace, self._progress = plan, latency_s, trace, progress
         self.now = 0.0
         self._lines = Lines(plan.topology.nodes, bytes_per_s)
-        self._heap: list[tuple[float, int, _Node | None, Callable[[], object]]] = []
-        """(when, which of those then, who does it, what)."""
+        self._heap: list[tuple[float, int, _Node | None, Callable[[], None]]] = []
+        """(when, which of those then, whose doing it is, what); None: nobody's, it happens in any case."""
         self._order = count()
         self._halts = tuple(halts)
         self.nodes = [_Node(plan, rank) for rank in range(plan.topology.nodes)]
         self.root = self.nodes[plan.topology.root]
         self._present = len(self.nodes)
+        """Nodes that have not left."""
         self.out = Simulation(plan.result(simulated=True))
         self._next_evaluation = 0.0
         self._samples = 0
@@ -165,10 +167,11 @@ class Simulator:
             until_s: break it off at that virtual time, if it has not ended by then; what there is, is scored, but it
                 reaches no target by that.
         """
-        threads, collected = torch.get_num_threads(), gc.get_threshold()
-        torch.set_num_threads(1)
-        gc.set_threshold(max(YOUNG_OBJECTS, collected[0]), *collected[1:])
+        threads, threshold = torch.get_num_threads(), gc.get_threshold()
         try:
+            torch.set_num_threads(1)
+            if threshold[0]:  # else nothing is collected at all
+                gc.set_threshold(max(YOUNG_OBJECTS, threshold[0]), *threshold[1:])
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.plan.settings.seed)
                 for node in self.nodes:
@@ -180,27 +183,28 @@ class Simulator:
                         self.now, self.out.broken_off = until_s, True
                         break
                     self.now, _, who, act = heapq.heappop(self._heap)
-                    if who is None or self._may_act(who, act):
+                    if who is None or self._free_to(who, act):
                         act()
                     gone_s = min(gone_s, self.now) if self.root.gone else inf
                 self.now = min(self.now, gone_s)
                 self._finish()
         finally:
             torch.set_num_threads(threads)
-            gc.set_threshold(*collected)
+            gc.set_threshold(*threshold)
         return self.out
 
     # -------------------------------------------------------------------------------------- the heap
 
-    def _at(self, time_s: float, act: Callable[[], object]) -> None:
+    def _at(self, time_s: float, act: Callable[[], None]) -> None:
         heapq.heappush(self._heap, (max(time_s, self.now), next(self._order), None, act))
 
-    def _for(self, node: _Node, time_s: float, act: Callable[[], object]) -> None:
-        """As :meth:`_at`, for something that ``node`` does itself: not while it stands still, nor once it is gone."""
+    def _for(self, node: _Node, time_s: float, act: Callable[[], None]) -> None:
+        """As :meth:`_at`, for something that ``node`` does itself: not while it stands still, nor once it is gone
+        (:meth:`_free_to`, when the time has come)."""
         heapq.heappush(self._heap, (max(time_s, self.now), next(self._order), node, act))
 
-    def _may_act(self, node: _Node, act: Callable[[], object]) -> bool:
-        """Whether it can do that now; if it stands still, it will later."""
+    def _free_to(self, node: _Node, act: Callable[[], None]) -> bool:
+        """Whether it can do that now. If it stands still, that is put off until it goes on."""
         until = self._still_until(node)
         if self.now < until < inf and not node.gone:
             self._for(node, until, act)
@@ -283,7 +287,7 @@ class Simulator:
         if node.wake_s[edge] != due_s:
             return
         node.wake_s[edge] = inf
-        if self._lines.busy(node.rank, self.now):  # with another's message
+        if self._lines.busy(node.rank, self.now):  # so no edge of it can
             self._wake(node, edge)
             return
         edges = node.algorithm.out_edges if self._lines.slow else (edge,)
@@ -347,6 +351,7 @@ class Simulator:
             self._for(node, self.now + TICK_S, lambda: self._tick(node))
 
     def _leave(self, node: _Node) -> None:
+        assert not node.gone, "a node leaves once"
         node.gone = True
         self._present -= 1
         node.worker.hook("on_stop")

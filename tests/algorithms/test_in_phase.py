@@ -101,14 +101,14 @@ def test_C_is_the_cycle_of_the_roots_line_and_comes_down_with_the_models() -> No
     assert root.node.pace_s == pytest.approx(LINE_SLACK * 1.0, rel=1e-3)
     assert root.hand(1).numbers["pace_s"] == root.node.pace_s
     assert root.node.round_s == pytest.approx(4.0, rel=0.1)
-    assert root.node.early == 0.0, "in phase"
+    assert root.node.early == root.node.timing.early == 0.0, "in phase"
 
 
 def test_C_is_never_below_an_eighth_of_a_round() -> None:
     root = Root(took_s=0.5, round_s=80.0).warm(200)
     assert root.node.pace_s == pytest.approx(PACE_OF_ROUND * root.node.round_s)
     assert root.node.pace_s > 2.0
-    assert root.node.early == EARLY, "lines that are that fast leave the reports their own time"
+    assert root.node.timing.early == EARLY, "lines that are that fast leave the reports their own time"
 
 
 def test_C_is_the_busiest_lines_wherever_it_is_unless_that_is_far_slower_than_the_roots() -> None:
@@ -142,6 +142,8 @@ def test_whose_line_is_far_slower_speaks_at_its_own_pace() -> None:
             solo.now += took_s
             solo.tell(LinkReady, edges[k % 3], 0, took_s)
         assert solo.node.line_pace_s == pytest.approx(pace_s, rel=1e-2)
+        assert solo.node.timing == (solo.node.line_pace_s, solo.node.resend_s, solo.node.early)
+    assert solo.node.timing.pace_s > solo.node.pace_s
     solo.hear("W", 0, [0.0], P=50.0, phase=1, **PACED)
     assert solo.node.line_pace_s == 1.0, "the end is told as fast as can be"
 

@@ -90,8 +90,8 @@ def test_a_turn_is_when_and_how_early_and_which() -> None:
     assert slot.turn(Timing(4.0, 6.0, 0.25)) == (16.0, 0.0, 1), "a repetition is never early"
     slot.mark(1)
     assert slot.turn(Timing(4.0, 6.0, 0.25)) == (14.0, 1.0, 1)
-    assert slot.turn(Timing(4.0, 6.0)) == (14.0, 4.0 * EARLY, 1)
-    assert slot.turn(Timing(4.0, 6.0), not_before=15.0) == (15.0, 4.0 * EARLY, 1)
+    assert slot.turn(Timing(4.0, 6.0, 0.0)) == (14.0, 0.0, 1)
+    assert slot.turn(Timing(4.0, 6.0, 0.25), not_before=15.0) == (15.0, 1.0, 1)
 
 
 @given(st.lists(st.floats(0.0, 3.0), min_size=1, max_size=200))

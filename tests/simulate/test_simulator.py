@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from rfast_zmq.assembly import Plan
+from rfast_zmq.core.events import Edge
 from rfast_zmq.errors import RfastError, UsageError
 from rfast_zmq.settings import Settings
 from rfast_zmq.simulate import Halt, Simulation, Simulator
@@ -64,14 +65,74 @@ def test_the_process_is_left_as_it_was_found() -> None:
     def found() -> tuple[object, ...]:
         return gc.get_threshold(), torch.get_num_threads(), torch.get_rng_state().tolist()
 
-    before, simulator = found(), Simulator(plan(rounds=3))
-    assert simulator.run().result.samples
-    assert found() == before
-    simulator = Simulator(plan(rounds=3))
-    simulator.root.worker.task.on_start = Mock(side_effect=RuntimeError("no start"))  # type: ignore[method-assign]
-    with pytest.raises(RfastError):
+    def run(simulator: Simulator) -> None:
+        before = found()
+        try:
+            simulator.run()
+        finally:
+            assert found() == before
+
+    threads, threshold = torch.get_num_threads(), gc.get_threshold()
+    try:
+        torch.set_num_threads(2)
+        for young in (700, 0, 10**6):
+            gc.set_threshold(young, 11, 12)
+            run(Simulator(plan(rounds=3)))
+        ill = Simulator(plan(rounds=3))
+        ill.root.worker.task.on_start = Mock(side_effect=RuntimeError("no start"))  # type: ignore[method-assign]
+        with pytest.raises(RfastError):
+            run(ill)
+    finally:
+        torch.set_num_threads(threads)
+        gc.set_threshold(*threshold)
+
+
+def test_a_collector_that_was_switched_off_stays_so_within_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    simulator = Simulator(plan(rounds=1))
+    simulator.root.worker.task.on_start = lambda: seen.append(gc.get_threshold()[0])  # type: ignore[method-assign]
+    threshold = gc.get_threshold()
+    try:
+        gc.set_threshold(0)
         simulator.run()
-    assert found() == before
+    finally:
+        gc.set_threshold(*threshold)
+    assert seen == [0]
+
+
+HALTED: dict[str, Any] = {"halts": (Halt(3, 0.5, 1.5), Halt(6, 1.0))}
+
+
+@pytest.mark.parametrize(
+    ("settings", "lines"),
+    [
+        ({"bucket_bytes": 1024, "task_options": {"dim": "1024"}}, {"bytes_per_s": 4e5, **HALTED}),
+        ({"straggler": ("6:5",), **HARSH}, HALTED),
+        ({"algorithm": "ad-psgd", "topology": "exponential"}, {"bytes_per_s": 2e4}),
+    ],
+    ids=["slow lines", "loss", "a rival"],
+)
+def test_what_is_kept_between_events_is_what_would_be_asked_for(
+    settings: dict[str, Any], lines: dict[str, Any]
+) -> None:
+    """An algorithm's timing hangs on its events alone; and a busy line is busy for every edge."""
+
+    class Asking(Simulator):
+        asked = 0
+
+        def _due(self, node: Any, edge: Edge) -> tuple[float, float, int]:
+            if node.timing is not None:
+                self.asked += 1
+                assert node.timing == node.algorithm.timing
+            return super()._due(node, edge)
+
+    traces = io.StringIO(), io.StringIO()
+    asking = Asking(plan(rounds=8, **settings), latency_s=0.002, trace=traces[0], **lines)
+    looking = Simulator(plan(rounds=8, **settings), latency_s=0.002, trace=traces[1], **lines)
+    looking._lines.busy = lambda rank, now: False  # type: ignore[method-assign]
+    assert asking.run().result == looking.run().result
+    assert asking.asked > 100
+    assert traces[0].getvalue() == traces[1].getvalue()
 
 
 def ended_well(run: Simulation) -> None:
