@@ -56,7 +56,11 @@ class LineMeter:
             waited_s: how long the edge had been wanting to speak.
             now: the time.
         """
-        others = sum(at_s > now - waited_s and other != edge for at_s, other in self._recent) if waited_s else 0
+        others = 0
+        for at_s, other in reversed(self._recent):  # mostly few are that new
+            if at_s <= now - waited_s:
+                break
+            others += other != edge
         gap_s, kept_s = now - self._spoke_s, waited_s if others < self._others_most else 0.0
         self._busy_s += min(kept_s, gap_s)
         if gap_s > 0.0 and kept_s >= WAITED * gap_s:  # a socket may take several at once, and then none

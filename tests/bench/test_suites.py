@@ -582,6 +582,7 @@ def test_a_run_has_one_key_on_grounds_that_differ_in_name_alone(data: dict[str, 
     jobs = [j for j in every_job(data) if j.ground.name == "mlp" and j.cell.key == "iid/straggler"]
     for job in jobs:
         assert replace(job, ground=replace(job.ground, name="other", title="other")).key == job.key
+        assert replace(job, contestant=replace(job.contestant, nodes_most=8)).key == job.key, "it would be the same run"
         assert replace(job, ground=replace(job.ground, target=0.5)).key != job.key
     assert len({job.key for job in jobs}) == len(jobs) > 5
 

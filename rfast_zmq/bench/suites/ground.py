@@ -181,7 +181,7 @@ class Job:
         return self._hash(None)
 
     def _hash(self, seed: int | None) -> str:
-        unseen = ("name", "title", "simulated", "hosts", "label", "lr", "others")
+        unseen = ("name", "title", "simulated", "hosts", "label", "lr", "others", "nodes_most")
         ground = {name: value for name, value in asdict(self.ground).items() if name not in unseen}
         contestant = {name: value for name, value in asdict(self._stands_for).items() if name not in unseen}
         what = [ground, asdict(self.cell), contestant, self.lr, self.batch, seed, self.simulated]
