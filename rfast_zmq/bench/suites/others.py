@@ -97,14 +97,13 @@ def scale(nodes: int) -> Block:
         samples=60_000, share_s=0.1 * 1024 / nodes,
     )  # fmt: skip
     report = max(1 / 8, nodes / 1024)
-    star = one("rfast-tree, star", "star", "sgd", 0.8, report=report)  # a run on 1,024 nodes takes ten minutes
-    few = 32  # on 128 nodes a run of these is a million messages and more, which takes minutes
+    few, many = 32, 512  # of whatever takes minutes a run on more
     return Block(
         part=str(nodes),
         ground=ground,
         contestants=(
             one("rfast-tree", "binary-tree", "sgd", 0.8, report=report),
-            *((star,) if nodes <= 512 else ()),
+            one("rfast-tree, star", "star", "sgd", 0.8, report=report, nodes_most=many),
             one("rfast, eighths", "exponential", "sgd", 0.4, report=report, nodes_most=few),
             one("osgp", "exponential", "sgd", 0.8, nodes_most=256, options=ONE_PEER),
             one("ad-psgd", "exponential", "sgd", 0.8, nodes_most=256),
