@@ -48,9 +48,11 @@ SLOW_LINKS = Block(
     ),
 )  # fmt: skip
 
-SLOWER = 2
+SLOWER = 4
 """So many times slower compute the hosts of part b, and so are their lines: at part a's speeds the messages of eight
 hosts fill two cores, and then it is these that are measured."""
+MESSAGE_BYTES = 6_400
+"""Of a message of `rfast-tree` on them, whatever it is made of: the smaller, the sooner it is passed on."""
 SLOW_HOSTS = Block(
     part="b",
     ground=replace(
@@ -63,9 +65,8 @@ SLOW_HOSTS = Block(
         bytes_per_s=SLOW.bytes_per_s / SLOWER,
     ),
     contestants=(
-        # The smaller a message, the sooner it is passed on; these are of 12,800 bytes whatever they are made of.
         *(
-            replace(c, report=0.25, bucket_bytes=parts * 12_800)
+            replace(c, report=0.25, bucket_bytes=parts * MESSAGE_BYTES)
             for c, parts in zip(SLOW_LINKS.contestants[:3], (1, 2, 4), strict=True)
         ),
         one("ddp", "ring", "nadam", 0.012, tuned_as=("ring-allreduce", "ring")),
