@@ -15,7 +15,18 @@ from rfast_zmq.wire import Codec
 
 
 class SimulatedNode:
-    """Its core, worker, codec and slots, and how it stands."""
+    """Its core, worker, codec and slots, and how it stands; the simulator drives it.
+
+    Args:
+        plan: the run.
+        rank: which of its nodes.
+
+    Attributes:
+        computing, stopping, gone: a gradient is under way; it has heard that the run ends; it has left.
+        samples: that it has had gradients of.
+        bytes, messages: that it has sent.
+        refused: messages that its codec did not take, by reason.
+    """
 
     def __init__(self, plan: Plan, rank: int) -> None:
         self.rank = rank
@@ -24,6 +35,7 @@ class SimulatedNode:
         self.codec: Codec = plan.codec(self.algorithm, "simulated")
         self.slots = {edge: Slot(self.algorithm.buckets_along(edge)) for edge in self.algorithm.out_edges}
         self.wake_s = dict.fromkeys(self.algorithm.out_edges, inf)
+        """When each of its edges is to be looked at next."""
         self.timing: Timing | None = None
         """Of its algorithm, while that is told of nothing new."""
         self.kept_s: dict[Edge, float] = {}
@@ -38,3 +50,4 @@ class SimulatedNode:
         self.bytes = self.messages = 0
         self.refused: dict[str, int] = {}
         self.pace_mark = (0.0, 0)
+        """Virtual seconds and its samples at the last point of its pace."""

@@ -46,12 +46,15 @@ class Notes:
         plan: the run.
         nodes: all of its nodes, by rank.
         progress: called after each evaluation.
+
+    Attributes:
+        out: what the run gave, as far as it has come; whole after :meth:`finish`.
     """
 
     def __init__(
         self, plan: Plan, nodes: Sequence[SimulatedNode], progress: Callable[[Point], None] | None = None
     ) -> None:
-        self.plan, self._nodes, self._progress = plan, nodes, progress
+        self._plan, self._nodes, self._progress = plan, nodes, progress
         self._root = nodes[plan.topology.root]
         self.out = Simulation(plan.result(simulated=True))
         self._next_evaluation = 0.0
@@ -60,8 +63,7 @@ class Notes:
         self._troubled = False
 
     def computed(self, node: SimulatedNode, samples: int, now: float) -> None:
-        """A node has the gradient of so many samples more."""
-        node.samples += samples
+        """A node has just had a gradient of so many samples."""
         self._samples += samples
         since_s, before = node.pace_mark
         if now - since_s >= PACE_POINTS_S:
@@ -70,21 +72,21 @@ class Notes:
             node.pace_mark = (now, node.samples)
             node.worker.hook("on_report", node.algorithm.status())
 
-    def trouble(self, now: float) -> bool:
-        """Whether a loss somewhere has just turned out not to be finite: the run is to end."""
+    def notice_trouble(self, now: float) -> bool:
+        """Whether it has just become known that a loss somewhere is not finite: a user is told, the run is to end."""
         trouble = self._root.algorithm.status().trouble
         if trouble < 0 or self._troubled:
             return False
         self._troubled = True
-        self.say(now, f"{self.plan.topology.called(trouble)}: its loss or model is not a finite number")
+        self.say(now, f"{self._plan.topology.called(trouble)}: its loss or model is not a finite number")
         return True
 
-    def reached(self, now: float) -> bool:
-        """Evaluate the model if that is due, and say whether it is then as good as was wanted: the run is to end."""
+    def evaluate(self, now: float) -> bool:
+        """Score the model if that is due; whether it is then as good as was wanted: the run is to end."""
         if self._root.stopping or (rounds := self._rounds()) < self._next_evaluation:
             return False
-        self._next_evaluation = rounds + self.plan.settings.evaluate_every
-        point, target = self._score(now), self.plan.settings.target
+        self._next_evaluation = rounds + self._plan.settings.evaluate_every
+        point, target = self._score(now), self._plan.settings.target
         return target is not None and point is not None and (point.accuracy or 0.0) >= target
 
     def say(self, now: float, line: str) -> None:
@@ -137,14 +139,15 @@ class Notes:
             self._progress(point)
         return point
 
-    def finish(self, now: float) -> None:
-        """The run has ended: the last evaluation, and what all nodes have counted."""
+    def finish(self, now: float, broken_off: bool) -> None:
+        """The run has ended, or was broken off: the last evaluation, and what all nodes have counted."""
+        self.out.broken_off = broken_off
         self.out.model = self._root.algorithm.export()
         if self.out.model is not None:
             self._score(now)
         result, status = self.out.result, self._root.algorithm.status()
-        result.settle(self.out.points, self.plan.settings.target)
-        if self.out.broken_off and result.target_s == now:
+        result.settle(self.out.points, self._plan.settings.target)
+        if broken_off and result.target_s == now:
             result.target_s = result.target_samples = None
         result.samples, result.rounds, result.wall_s = status.samples, self._rounds(), now
         result.set_aside = list(status.set_aside)

@@ -123,17 +123,17 @@ class Simulator:
                 for node in self.nodes:
                     node.worker.hook("on_start")
                     self._tell(node, Started(0.0))
-                gone_s = inf
+                gone_s, broken_off = inf, False
                 while self._heap and self._present and self.now <= gone_s + AFTER_ROOT_S:
                     if self._heap[0][0] > until_s:
-                        self.now, self.out.broken_off = until_s, True
+                        self.now, broken_off = until_s, True
                         break
                     self.now, _, who, act = heapq.heappop(self._heap)
                     if who is None or self._free_to(who, act):
                         act()
                     gone_s = min(gone_s, self.now) if self.root.gone else inf
                 self.now = min(self.now, gone_s)
-                self._notes.finish(self.now)
+                self._notes.finish(self.now, broken_off)
         finally:
             torch.set_num_threads(threads)
             gc.set_threshold(*threshold)
@@ -169,9 +169,9 @@ class Simulator:
         if self._trace is not None:
             self._trace.write(traced(self.now, node.rank, event))
         actions, node.timing = node.algorithm.handle(event), None
-        if node is self.root and not node.stopping and self._notes.trouble(self.now):
+        if node is self.root and not node.stopping and self._notes.notice_trouble(self.now):
             self._stop()
-        if (node is self.root or node.algorithm.judged_by_mean) and self._notes.reached(self.now):
+        if (node is self.root or node.algorithm.judged_by_mean) and self._notes.evaluate(self.now):
             self._stop()
         for action in actions:
             self._do(node, action)
@@ -210,6 +210,7 @@ class Simulator:
 
         def ready() -> None:
             node.computing = False
+            node.samples += samples
             self._notes.computed(node, samples, self.now)
             if not node.algorithm.gradient_makes_model:
                 self._tell(node, ModelWanted(self.now))

@@ -184,7 +184,8 @@ def growth(tables: Sequence[Table], path: Path) -> Path:
         _dress(axes)
     ground = tables[0].block.ground
     figure.suptitle(
-        f"The same work on more nodes: B = {ground.batch:,}, each at its best lr (virtual time)",
+        f"The same work on more nodes: B = {ground.batch:,}, each at its best lr (virtual time)\n"
+        "hollow: not with every seed",
         fontsize=12,
         color=TEXT,
     )
@@ -201,6 +202,10 @@ def _growth_line(axes: Axes, label: str, found: Sequence[tuple[int, Standing]], 
             axes.plot([n, n], [min(values), max(values)], color=colour, linewidth=2.2, alpha=0.4)
     if points:
         axes.plot(*zip(*points, strict=True), color=colour, linestyle=dashes, marker="o", markersize=5, label=label)
+    some = [(n, s.median_s()) for n, s in found if s.nevers and s.median_s() < inf]
+    if some:
+        marks: Row = {"color": colour, "markerfacecolor": "white", "marker": "o", "markersize": 5, "linestyle": ""}
+        axes.plot(*zip(*some, strict=True), **marks)
 
 
 # ------------------------------------------------------------------------------ how they got there

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from math import inf
 from pathlib import Path
 from statistics import median
 
@@ -102,14 +103,23 @@ def _growth(tables: Sequence[Table], link: str) -> str:
     parts.append(f"![over the number of nodes]({link})")
     for cell in dict.fromkeys(t.cell for t in tables):
         of_cell = {t.block.ground.nodes: t for t in tables if t.cell == cell}
-        head = [f"{cell.title}: virtual s to {grounds[0].target:g}", *(f"{n:,} nodes" for n in of_cell)]
-        lines = [head, ["---"] * len(head)]
-        for label in dict.fromkeys(s.contestant.label for t in of_cell.values() for s in t.standings):
-            found = [t.named(label) for t in of_cell.values()]
-            lines.append([f"`{label}`", *("not run" if s is None else _time(s) for s in found)])
-        lines.append(["*no-wait limit*", *(spread(t.limit_s().values(), "{:.3g}".format) for t in of_cell.values())])
-        parts.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
+        labels = dict.fromkeys(s.contestant.label for t in of_cell.values() for s in t.standings)
+        limit = ["*no-wait limit*", *(spread(t.limit_s().values(), _seconds) for t in of_cell.values())]
+        for what, tell, more in (
+            (f"virtual s to {grounds[0].target:g}", _growth_time, [limit]),
+            ("MB sent to there", _megabytes, []),
+        ):
+            head = [f"{cell.title}: {what}", *(f"{n:,} nodes" for n in of_cell)]
+            lines = [head, ["---"] * len(head)]
+            for label in labels:
+                found = [t.named(label) for t in of_cell.values()]
+                lines.append([f"`{label}`", *("not run" if s is None else tell(s) for s in found)])
+            parts.append("\n".join("| " + " | ".join(line) + " |" for line in lines + more))
     return "\n\n".join(parts) + "\n"
+
+
+def _growth_time(s: Standing) -> str:
+    return _time(s) + (f", {s.nevers} of {len(s.runs)} seeds never" if s.nevers and s.median_s() < inf else "")
 
 
 def _conditions(grounds: Sequence[Ground], tables: Sequence[Table]) -> str:
@@ -141,11 +151,16 @@ def _conditions(grounds: Sequence[Ground], tables: Sequence[Table]) -> str:
     end = f"To an accuracy of {ground.target:g}, or {ground.samples:,} samples"
     if all(t.cell.to_the_end for t in tables):
         end = f"All of {ground.samples:,} samples"
-    stragglers = f"node {min(STRAGGLER_RANK, ground.nodes - 1)} takes {STRAGGLER_FACTOR} times as long as the others"
+    slow = min(STRAGGLER_RANK, ground.nodes - 1)
+    speeds = {
+        "straggler": f"; with a straggler, node {slow} takes {STRAGGLER_FACTOR} times as long as the others",
+        "lognormal": f"; lognormal: each share times a draw with σ = {SIGMA:g}",
+    }
+    occur = "".join(said for name, said in speeds.items() if any(t.cell.speeds == name for t in tables))
+    compared = "" if len(grounds) > 1 else "; ratios are of equal seeds"
     return (
-        f"{nodes} nodes, {how}. Computing is emulated: {share}; with a straggler, {stragglers}; lognormal: each share"
-        f" times a draw with σ = {SIGMA:g}. {end}. Medians"
-        f" of seeds {_ranges(seeds)} (least to most); ratios are of equal seeds."
+        f"{nodes} nodes, {how}. Computing is emulated: {share}{occur}. {end}. Medians"
+        f" of seeds {_ranges(seeds)} (least to most){compared}."
         f" torch {', '.join(torches)}; {', '.join(processors)}.{mixed}"
     )
 
@@ -175,12 +190,12 @@ def _table(table: Table) -> str:
             continue
         if end:
             row += [spread(s.values(name).values(), "{:.4f}".format) for name in ("accuracy", "loss")]
-            row += [spread(s.values("wall_s").values(), "{:.3g}".format)]
+            row += [spread(s.values("wall_s").values(), _seconds)]
         else:
             row += [_time(s)]
             row += [spread(ratios(base, s.values("target_s")), "{:.2f}".format)] if base else []
             row += [spread(s.values("target_samples").values(), "{:,.0f}".format)]
-            row += [spread((v and v / 1e6 for v in s.values("target_bytes").values()), "{:,.0f}".format)]
+            row += [_megabytes(s)]
         row += [_middle(s, "waited_share", "{:.0%}")]
         if not ground.simulated:
             row += [spread(table.computed(s).values(), "{:.0%}".format), _middle(s, "cpu_s", "{:.3g}")]
@@ -189,7 +204,7 @@ def _table(table: Table) -> str:
         alone = table.alone
         settings = [*([f"{alone.batch}"] if own else []), f"{alone.contestant.optimizer} {alone.lr:.3g}"]
         samples = spread(alone.values("target_samples").values(), "{:,.0f}".format)
-        limit = spread(table.limit_s().values(), "{:.3g}".format)
+        limit = spread(table.limit_s().values(), _seconds)
         waits = spread(ratios(base, table.limit_s()), "{:.2f}".format)
         blank = [""] * (1 if ground.simulated else 3)
         where = "" if ground.simulated else ", in virtual time"
@@ -204,11 +219,20 @@ def _table(table: Table) -> str:
 
 def _time(s: Standing) -> str:
     """To the target; of a run that never was there, where it ended."""
-    if s.median_s() == float("inf"):
+    if s.median_s() == inf:
         diverged = sum(row.get("trouble") is not None for row in s.runs.values())
         ended = _middle(s, "accuracy", "{:.3f}")
         return f"never ({f'diverged in {diverged} of {len(s.runs)}' if diverged else f'{ended} at the end'})"
-    return spread(s.values("target_s").values(), "{:.3g}".format)
+    return spread(s.values("target_s").values(), _seconds)
+
+
+def _megabytes(s: Standing) -> str:
+    """Sent by all nodes until the target."""
+    return spread((v and v / 1e6 for v in s.values("target_bytes").values()), "{:,.0f}".format)
+
+
+def _seconds(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _middle(s: Standing, name: str, form: str) -> str:
@@ -227,7 +251,7 @@ def _figure(f: Reached) -> str:
     if not f.values:
         return f"| {aim.what}{own if f.why != NOT_RUN else ''}{over}; {where} | {goal} | {f.why} | |"
     measured = spread(f.values, "{:.2f}".format) + unit
-    if f.value == float("inf"):
+    if f.value == inf:
         measured = f"`{aim.over}` never got there" if min(f.values) == f.value else f"{measured} (never: `{aim.over}`)"
     verdict = "reached" if f.reached else "**not reached**"
     if f.reached is None or not aim.least:

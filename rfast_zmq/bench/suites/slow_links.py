@@ -52,7 +52,7 @@ SLOWER = 4
 """So many times slower compute the hosts of part b, and so are their lines: at part a's speeds the messages of eight
 hosts fill two cores, and then it is these that are measured."""
 MESSAGE_BYTES = 6_400
-"""Of a message of `rfast-tree` on them, whatever it is made of: the smaller, the sooner it is passed on."""
+"""Of a message of ``rfast-tree`` between the hosts of part b, on any wire: the smaller, the sooner it is passed on."""
 SLOW_HOSTS = Block(
     part="b",
     ground=replace(

@@ -48,6 +48,11 @@ class Standing:
         """One of a run's numbers, by seed."""
         return {seed: row.get(name) for seed, row in self.runs.items() if "stops" not in row}
 
+    @property
+    def nevers(self) -> int:
+        """Seeds with which the target was not reached."""
+        return list(self.values("target_s").values()).count(None)
+
     def median_s(self) -> float:
         """To the target; infinite where it was not reached."""
         found = [inf if v is None else v for v in self.values("target_s").values()]
