@@ -136,6 +136,22 @@ def stall(
 
 
 @bench.command
+def suites(suite: str | None = None, /) -> int:
+    """The suites that rfast bench run takes, and what they cost; of one, its parts, cells and contestants.
+
+    Parameters
+    ----------
+    suite
+        quick, paper, rivals, charlm, slow-links or scale; if not given, a line about each.
+    """
+    from rfast_zmq.bench.suites.catalogue import contents, listed
+    from rfast_zmq.bench.suites.catalogue import suite as named
+
+    print(listed() if suite is None else contents(named(suite)))
+    return 0
+
+
+@bench.command
 def run(
     suite: str,
     /,
@@ -157,7 +173,7 @@ def run(
     Parameters
     ----------
     suite
-        quick, paper, rivals, charlm, slow-links or scale.
+        quick, paper, rivals, charlm, slow-links or scale (rfast bench suites says what they are).
     out
         Folder of the results; what is there already is not run again.
     part
@@ -222,7 +238,7 @@ def report(folder: Path, /, *, page: Path | None = None) -> int:
 
 def own_options() -> list[str]:
     """The names of all flags of this verb, without dashes."""
-    verbs = (transport, overhead, stall, run, report)
+    verbs = (transport, overhead, stall, suites, run, report)
     found = [p for verb in verbs for p in signature(verb).parameters.values() if p.kind is p.KEYWORD_ONLY]
     return sorted({p.name.replace("_", "-") for p in found})
 

@@ -9,6 +9,7 @@ import os
 import pickle
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -32,7 +33,7 @@ from rfast_zmq.bench.suites.catalogue import SUITES
 from rfast_zmq.bench.suites.ground import ALONE, Cell, Contestant, Ground, Job, no_wait_rate
 from rfast_zmq.bench.suites.perform import Incomplete, perform
 from rfast_zmq.bench.suites.report import section, write
-from rfast_zmq.bench.suites.runner import FIXED, OWN, Choice, Runner
+from rfast_zmq.bench.suites.runner import FIXED, OWN, Choice, Runner, chosen_blocks
 from rfast_zmq.bench.suites.standings import ratios, reached, spread, tables_of
 from rfast_zmq.bench.suites.store import RUNS, Store
 from rfast_zmq.bench.suites.tuning import AS_GOOD, HOPELESS, Score, best_batch, best_lr
@@ -610,10 +611,44 @@ def test_cells_differ_from_the_base_cell_in_one_factor_or_in_the_split_too() -> 
                 assert (cell.speeds != "straggler") + (cell.loss > 0) <= 1
 
 
+@pytest.mark.parametrize("name", SUITES)
+def test_what_a_suite_is_said_to_hold_is_what_run_takes(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner.Namespaces, "why_not", lambda: None)
+    main(["bench", "suites", name])
+    said = capsys.readouterr().out
+    flags = [shlex.split(line) for line in said.splitlines() if line.startswith("  --")]
+    found: dict[str, set[str]] = {"cells": set(), "only": set()}
+    for words in flags:
+        flag = "only" if "--only" in words else "cells"
+        told = words[words.index(f"--{flag}") + 1 :]
+        found[flag] |= set(told)
+        data = dict.fromkeys(("mnist", "cifar10", "text"), __file__)
+        chosen_blocks(SUITES[name], Choice(data=data, **{flag: tuple(told)}))
+    blocks = SUITES[name].blocks
+    assert found["only"] == {c.label for b in blocks for c in b.contestants if not c.alone}
+    assert found["cells"] == {c.key for b in blocks for c in (*b.cells, *b.own_cells)}
+    assert set(re.findall(r"^--part (\w+):", said, re.M)) == {b.part for b in blocks if b.part}
+
+
+def test_every_suite_is_listed_with_the_data_that_it_wants(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["bench", "suites"])
+    listed = capsys.readouterr().out.splitlines()
+    for suite in (s for s in SUITES.values() if s.name != "toy"):
+        (at,) = [i for i, line in enumerate(listed) if line.split()[:1] == [suite.name]]
+        assert suite.costs
+        assert suite.about in listed[at]
+        assert suite.costs in listed[at + 1]
+        wants = {f"--{b.ground.data}" for b in suite.blocks if b.ground.data}
+        assert set(re.findall(r"--\w+", listed[at + 1])) == wants
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [
         (["bench", "run", "quik", "--out", "{}"], "quik: no such suite; one of quick, paper"),
+        (["bench", "suites", "quik"], "quik: no such suite; one of quick, paper"),
         (["bench", "run", "paper", "--out", "{}"], "--mnist is missing"),
         (["bench", "run", "paper", "--part", "d", "--out", "{}"], "--part d: paper has a, b, c"),
         (["bench", "run", "quick", "--part", "a", "--out", "{}"], "--part a: quick has no parts"),

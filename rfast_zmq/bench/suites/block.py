@@ -63,10 +63,12 @@ class Suite:
 
     Attributes:
         name: its name.
-        about: what it is, and what it costs on two cores.
+        about: what it is.
+        costs: the time it takes, whole, on two cores.
         blocks: in their order.
     """
 
     name: str
     about: str
+    costs: str = ""
     blocks: tuple[Block, ...]

@@ -1,6 +1,8 @@
-"""The suites by their names."""
+"""The suites by their names, and what they hold."""
 
 from __future__ import annotations
+
+from shlex import quote
 
 from rfast_zmq.bench.suites.block import Suite
 from rfast_zmq.bench.suites.others import CHARLM, QUICK, RIVALS, scale
@@ -13,25 +15,40 @@ SUITES = {
     for s in (
         Suite(
             name="quick",
-            about="the paper's algorithms on digits, in virtual time; some minutes; no data file",
+            about="the paper's algorithms on digits, in virtual time",
+            costs="five to ten minutes",
             blocks=(QUICK,),
         ),
         Suite(
             name="paper",
             about="the paper's claims: (a) softmax regression over five topologies, in virtual time; (b) a perceptron"
             " in real processes; (c) a ResNet, in virtual time",
+            costs="about 14 hours by estimate, of which (a) 2 and (c) 1½",
             blocks=(PAPER_A, PAPER_B, PAPER_B_SPEEDS, PAPER_B_OWN, PAPER_B_END, PAPER_C),
         ),
-        Suite(name="rivals", about="every algorithm here on the perceptron, in virtual time", blocks=(RIVALS,)),
-        Suite(name="charlm", about="a transformer on text, in virtual time", blocks=(CHARLM,)),
+        Suite(
+            name="rivals",
+            about="every algorithm here on the perceptron, in virtual time",
+            costs="about 50 minutes by estimate",
+            blocks=(RIVALS,),
+        ),
+        Suite(
+            name="charlm",
+            about="a transformer on text, in virtual time",
+            costs="about 2 hours by estimate",
+            blocks=(CHARLM,),
+        ),
         Suite(
             name="slow-links",
-            about="lines on which an all-reduce takes as long as the gradient: (a) in virtual time; (b) in namespaces",
+            about="lines on which an all-reduce takes as long as the gradient: (a) in virtual time; (b) in network"
+            " namespaces, as root",
+            costs="3 hours by estimate, of which (b) 2",
             blocks=(SLOW_LINKS, SLOW_HOSTS),
         ),
         Suite(
             name="scale",
             about="8 to 1,024 nodes, in virtual time; --part: the number of nodes",
+            costs="about 1½ hours",
             blocks=tuple(scale(nodes) for nodes in (8, 32, 128, 512, 1024)),
         ),
     )
@@ -46,3 +63,32 @@ def suite(name: str) -> Suite:
     if name not in SUITES:
         raise UsageError(f"{name}: no such suite; one of {', '.join(SUITES)}")
     return SUITES[name]
+
+
+def listed() -> str:
+    """Every suite with what it is, the data it wants and what it costs, for a terminal."""
+    lines = []
+    for s in SUITES.values():
+        wants = sorted({f"--{block.ground.data}" for block in s.blocks if block.ground.data})
+        lines += [
+            f"{s.name:<12}{s.about}",
+            f"{'':<12}needs {', '.join(wants) or 'no data'}; on two cores: {s.costs}",
+        ]
+    return "\n".join([*lines, "", "rfast bench suites SUITE tells what --part, --cells and --only may name."])
+
+
+def contents(s: Suite) -> str:
+    """Its parts with their cells and contestants, as the flags of ``rfast bench run`` take them, for a terminal."""
+    lines = []
+    for block in s.blocks:
+        ground = block.ground
+        part = f"--part {block.part}: " if block.part else ""
+        lines += [
+            f"{part}{ground.title}",
+            f"  {'virtual time' if ground.simulated else 'real processes'}, {ground.nodes} nodes, B = {ground.batch:,},"
+            f" to an accuracy of {ground.target:g} or {ground.samples:,} samples",
+        ]
+        cells = {"--tables fixed --cells": block.cells, "--tables own --cells": block.own_cells}
+        lines += [f"  {flag} {' '.join(cell.key for cell in of_kind)}" for flag, of_kind in cells.items() if of_kind]
+        lines += [f"  --only {' '.join(quote(c.label) for c in block.contestants if not c.alone)}", ""]
+    return "\n".join(lines[:-1])
