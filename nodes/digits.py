@@ -6,6 +6,8 @@
     python nodes/digits.py run --nodes 7                                            the same from Python
 """
 
+from functools import cache
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -24,7 +26,7 @@ class Digits(Task):
         return nn.Sequential(nn.Linear(64, hidden), nn.ReLU(), nn.Linear(hidden, 10))
 
     def train_data(self, rank: int, nodes: int) -> tuple[Tensor, Tensor]:
-        x, y = self._load()
+        x, y = load()
         self.test = x[1437:], y[1437:]
         x, y = x[:1437], y[:1437]
         mine = self.shard(y)
@@ -42,14 +44,17 @@ class Digits(Task):
             "accuracy": (scores.argmax(1) == y).double().mean().item(),
         }
 
-    def _load(self) -> tuple[Tensor, Tensor]:
-        try:
-            from sklearn.datasets import load_digits  # here, for only this task needs it
-        except ImportError:
-            raise UsageError("digits needs scikit-learn: pip install 'rfast-zmq[demo]'") from None
-        images, labels = load_digits(return_X_y=True)
-        order = np.random.default_rng(0).permutation(len(labels))
-        return torch.tensor(images[order] / 16, dtype=torch.float32), torch.tensor(labels[order])
+
+@cache
+def load() -> tuple[Tensor, Tensor]:
+    """All images and labels, in the same order everywhere; once a process, for a simulation has many nodes in one."""
+    try:
+        from sklearn.datasets import load_digits  # here, for only this task needs it
+    except ImportError:
+        raise UsageError("digits needs scikit-learn: pip install 'rfast-zmq[demo]'") from None
+    images, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(labels))
+    return torch.tensor(images[order] / 16, dtype=torch.float32), torch.tensor(labels[order])
 
 
 if __name__ == "__main__":
