@@ -29,11 +29,11 @@ from hypothesis import strategies as st
 
 from rfast_zmq.bench.suites import catalogue, runner, workers
 from rfast_zmq.bench.suites.block import Aim, Block, Suite
-from rfast_zmq.bench.suites.catalogue import SUITES
+from rfast_zmq.bench.suites.catalogue import SUITES, contents
 from rfast_zmq.bench.suites.ground import ALONE, Cell, Contestant, Ground, Job, no_wait_rate
 from rfast_zmq.bench.suites.perform import Incomplete, perform
-from rfast_zmq.bench.suites.report import section, write
-from rfast_zmq.bench.suites.runner import FIXED, OWN, Choice, Runner, chosen_blocks
+from rfast_zmq.bench.suites.report import section, side_by_side, write
+from rfast_zmq.bench.suites.runner import FIXED, OWN, Choice, Runner, chosen_blocks, entries
 from rfast_zmq.bench.suites.standings import ratios, reached, spread, tables_of
 from rfast_zmq.bench.suites.store import RUNS, Store
 from rfast_zmq.bench.suites.tuning import AS_GOOD, HOPELESS, Score, best_batch, best_lr
@@ -173,7 +173,7 @@ CHOICE = Choice(data={}, seeds=3, jobs=2)
 
 def simulate(folder: Path, block: Block = BLOCK, choice: Choice = CHOICE) -> tuple[Store, list[str]]:
     said: list[str] = []
-    suite = Suite(name="toy", about="", blocks=(block,))
+    suite = Suite(name="toy", about="", costs="", blocks=(block,))
     Runner(suite, choice, Store(folder, "toy"), said.append).run()
     return Store(folder, "toy"), said
 
@@ -188,7 +188,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def toy_suite(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(catalogue.SUITES, "toy", Suite(name="toy", about="", blocks=(BLOCK,)))
+    monkeypatch.setitem(catalogue.SUITES, "toy", Suite(name="toy", about="", costs="", blocks=(BLOCK,)))
 
 
 def test_every_run_says_how_it_was_made_and_what_it_gave(done: Path) -> None:
@@ -277,7 +277,7 @@ def test_a_run_that_is_broken_off_above_the_target_has_not_reached_it() -> None:
 
 def test_the_tables_say_what_the_runs_say(done: Path, tmp_path: Path) -> None:
     store = Store(done, "toy")
-    plain, lossy = tables_of(Suite(name="toy", about="", blocks=(BLOCK,)), store)
+    plain, lossy = tables_of(Suite(name="toy", about="", costs="", blocks=(BLOCK,)), store)
     ours, ring = plain.named("rfast-tree"), plain.named("ring-allreduce")
     assert ours
     assert ring
@@ -313,7 +313,7 @@ def test_the_tables_say_what_the_runs_say(done: Path, tmp_path: Path) -> None:
 
 def test_what_was_run_of_another_series_or_with_too_few_seeds_is_no_verdict(done: Path, tmp_path: Path) -> None:
     copytree(done, tmp_path, dirs_exist_ok=True)
-    suite, runs = Suite(name="toy", about="", blocks=(BLOCK,)), tmp_path / RUNS
+    suite, runs = Suite(name="toy", about="", costs="", blocks=(BLOCK,)), tmp_path / RUNS
     before = tables_of(suite, Store(done, "toy"))[0]
     rows = [json.loads(line) for line in runs.read_text().splitlines()]
     ours = [row for row in rows if row["contestant"] == "rfast-tree" and row["cell"] == CELL.key and row["seed"] == 2]
@@ -348,7 +348,7 @@ def test_tables_of_ones_own_b_have_a_place_of_their_own_on_a_page_that_gives_the
 ) -> None:
     """And what is there stays, where there are no new ones."""
     block = replace(BLOCK, own_cells=(CELL,), aims=(AIM, replace(AIM, what="ours at its best", table=OWN)))
-    monkeypatch.setitem(catalogue.SUITES, "toy", Suite(name="toy", about="", blocks=(block,)))
+    monkeypatch.setitem(catalogue.SUITES, "toy", Suite(name="toy", about="", costs="", blocks=(block,)))
     both, page = tmp_path / "both", tmp_path / "benchmarks.md"
     copytree(done, both)
     tuned = [json.loads(line) for line in (both / "tuned.jsonl").read_text().splitlines()]
@@ -387,7 +387,7 @@ def test_grounds_of_more_and_more_nodes_stand_side_by_side(tmp_path: Path, monke
         )
         for nodes in (3, 4)
     )
-    suite = Suite(name="toy", about="", blocks=(few, many))
+    suite = Suite(name="toy", about="", costs="", blocks=(few, many))
     monkeypatch.setitem(catalogue.SUITES, "toy", suite)
     for part in ("3", "4"):
         Runner(suite, replace(CHOICE, seeds=1, parts=(part,)), Store(tmp_path, "toy"), lambda _: None).run()
@@ -406,6 +406,40 @@ def test_grounds_of_more_and_more_nodes_stand_side_by_side(tmp_path: Path, monke
     assert "| 3 nodes | 4 nodes |" in page.read_text()
 
 
+def test_over_the_number_of_nodes_it_is_said_how_many_seeds_never_got_there(done: Path) -> None:
+    (table, *_) = tables_of(Suite(name="toy", about="", costs="", blocks=(BLOCK,)), Store(done, "toy"))
+    (ours,) = (s for s in table.standings if s.contestant.label == "rfast-tree")
+
+    def told(times: dict[int, float | None], **more: object) -> list[str]:
+        """The row of times and that of MB of somebody who took so long."""
+        rows = {
+            seed: {**ours.runs[0], "seed": seed, "target_s": t, "target_bytes": t and t * 1e6, "accuracy": 0.5, **more}
+            for seed, t in times.items()
+        }
+        table.standings = [replace(ours, runs=rows)]
+        return [line for line in side_by_side([table], "x.png").splitlines() if line.startswith("| `rfast-tree`")]
+
+    assert told({0: 2.0, 1: 1676.8, 2: 999.6}) == ["| `rfast-tree` | 1,000 (2 to 1,677) |"] * 2
+    assert told({0: 2.0, 1: None, 2: 3.0})[0] == "| `rfast-tree` | 3 (2 to never), 1 of 3 seeds never |"
+    assert told({0: None, 1: None, 2: 3.0})[0] == "| `rfast-tree` | never (0.500 at the end), 2 of 3 seeds never |"
+    assert told({0: None, 1: None})[0] == "| `rfast-tree` | never (0.500 at the end) |"
+    assert told({0: None}, stops="no answer to loss") == ["| `rfast-tree` | stops |", "| `rfast-tree` |  |"]
+
+
+def test_only_conditions_that_occur_are_told(done: Path) -> None:
+    (table, *_) = tables_of(Suite(name="toy", about="", costs="", blocks=(BLOCK,)), Store(done, "toy"))
+    said = section(TOY, [table], [], [])
+    assert "with a straggler, node 2 takes 5 times" in said
+    assert "lognormal" not in said
+    assert "compared seed by seed" in said
+    table.cell = replace(table.cell, speeds="lognormal")
+    table.standings = [s for s in table.standings if s.contestant.label != BLOCK.reference]
+    said = section(TOY, [table], [], [])
+    assert "straggler, node" not in said
+    assert "lognormal: each share" in said
+    assert "compared seed by seed" not in said
+
+
 def test_a_seed_that_was_never_at_the_target_counts_as_never() -> None:
     assert spread([1.0, None, 3.0], "{:.0f}".format) == "3 (1 to never)"
     assert ratios({0: 4.0, 1: None, 2: 1.0, 3: None}, {0: 2.0, 1: 2.0, 2: None, 3: None}) == [2.0, inf, 0.0]
@@ -420,7 +454,7 @@ def test_real_processes_follow_at_the_lr_found_in_virtual_time(done: Path, tmp_p
     store, said = simulate(tmp_path, real, replace(CHOICE, seeds=1, tables=(kind,)))
     if kind == FIXED:  # else the search for B has more to do than what is there
         assert "done: 1 runs" in said[-1]
-    (table,) = tables_of(Suite(name="toy", about="", blocks=(real,)), store)
+    (table,) = tables_of(Suite(name="toy", about="", costs="", blocks=(real,)), store)
     assert [len(s.runs) for s in table.standings] == [1]
     (row,) = (r for r in store.runs.values() if not r["simulated"])
     assert (row["contestant"], row["seed"]) == ("rfast-tree", 0)
@@ -482,14 +516,14 @@ def test_a_figure_that_was_not_measured_stands_in_the_report_with_the_reason(don
         (replace(AIM, cell=replace(CELL, speeds="even")), "not run"),
     ]
     block = replace(BLOCK, aims=tuple(aim for aim, _ in aims))
-    tables = tables_of(Suite(name="toy", about="", blocks=(block,)), Store(done, "toy"))
+    tables = tables_of(Suite(name="toy", about="", costs="", blocks=(block,)), Store(done, "toy"))
     assert [f.why for f in reached(tables)] == [why for _, why in aims]
     lines = section(TOY, tables, reached(tables), []).splitlines()
     assert [line.split(" | ")[2] for line in lines if line.startswith("| ours")] == [why for _, why in aims]
 
 
 def test_on_its_best_topology_is_what_the_seeds_for_tuning_say(done: Path) -> None:
-    (table, *_) = tables_of(Suite(name="toy", about="", blocks=(BLOCK,)), Store(done, "toy"))
+    (table, *_) = tables_of(Suite(name="toy", about="", costs="", blocks=(BLOCK,)), Store(done, "toy"))
     ours = table.named("rfast-tree")
     assert ours
     lucky = replace(ours, contestant=replace(OURS, label="lucky"), tuned=(ours.tuned[0] * 2, 0.0))
@@ -505,7 +539,9 @@ def test_on_its_best_topology_is_what_the_seeds_for_tuning_say(done: Path) -> No
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_keeps_what_was_done_and_says_so_in_one_line(number: signal.Signals, times: int, tmp_path: Path) -> None:
-    program = "from test_suites import *; SUITES['toy'] = Suite(name='toy', about='', blocks=(BLOCK,)); main()"
+    program = (
+        "from test_suites import *; SUITES['toy'] = Suite(name='toy', about='', costs='', blocks=(BLOCK,)); main()"
+    )
     command = [sys.executable, "-c", program, "bench", "run", "toy", "--seeds", "100", "--out", str(tmp_path)]
     with subprocess.Popen(
         command, cwd=Path(__file__).parent, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -615,21 +651,37 @@ def test_cells_differ_from_the_base_cell_in_one_factor_or_in_the_split_too() -> 
 def test_what_a_suite_is_said_to_hold_is_what_run_takes(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Every name by itself, with the part and the kind of table that it is said of."""
     monkeypatch.setattr(runner.Namespaces, "why_not", lambda: None)
+    data = dict.fromkeys(("mnist", "cifar10", "text"), __file__)
     main(["bench", "suites", name])
-    said = capsys.readouterr().out
-    flags = [shlex.split(line) for line in said.splitlines() if line.startswith("  --")]
-    found: dict[str, set[str]] = {"cells": set(), "only": set()}
-    for words in flags:
-        flag = "only" if "--only" in words else "cells"
-        told = words[words.index(f"--{flag}") + 1 :]
-        found[flag] |= set(told)
-        data = dict.fromkeys(("mnist", "cifar10", "text"), __file__)
-        chosen_blocks(SUITES[name], Choice(data=data, **{flag: tuple(told)}))
+    paragraphs = capsys.readouterr().out.split("\n\n")
     blocks = SUITES[name].blocks
-    assert found["only"] == {c.label for b in blocks for c in b.contestants if not c.alone}
-    assert found["cells"] == {c.key for b in blocks for c in (*b.cells, *b.own_cells)}
-    assert set(re.findall(r"^--part (\w+):", said, re.M)) == {b.part for b in blocks if b.part}
+    assert len(paragraphs) == len(blocks)
+    for paragraph, block in zip(paragraphs, blocks, strict=True):
+        head, how, *flags = paragraph.splitlines()
+        part = re.match(r"--part (\w+): ", head)
+        assert (part[1] if part else "") == block.part
+        assert block.ground.title in head
+        assert (f"B = {block.ground.batch:,}" in how) == bool(block.cells)
+        choice = Choice(data=data, parts=(block.part,) if block.part else ())
+        told: dict[str, set[str]] = {"fixed": set(), "own": set(), "only": set()}
+        for words in map(shlex.split, flags):
+            flag = "only" if words[0] == "--only" else words[1]
+            told[flag] = set(words[1:] if flag == "only" else words[3:])
+            for word in told[flag]:
+                wanted = {"only": (word,)} if flag == "only" else {"tables": (flag,), "cells": (word,)}
+                assert any(b is block for b in chosen_blocks(SUITES[name], replace(choice, **wanted)))  # type: ignore[arg-type]
+        assert told["fixed"] == {c.key for c in block.cells}
+        assert told["own"] == {c.key for c in block.own_cells}
+        assert told["only"] == {e.contestant.label for e in entries(block, choice) if not e.contestant.alone}
+
+
+def test_what_runs_to_the_end_is_said_to() -> None:
+    *_, end, _ = contents(SUITES["paper"]).split("\n\n")
+    assert "label/even/end" in end
+    assert "all of 90,000 samples" in end
+    assert "accuracy of" not in end
 
 
 def test_every_suite_is_listed_with_the_data_that_it_wants(capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,5 +70,5 @@ class Suite:
 
     name: str
     about: str
-    costs: str = ""
+    costs: str
     blocks: tuple[Block, ...]

@@ -72,7 +72,7 @@ def listed() -> str:
         wants = sorted({f"--{block.ground.data}" for block in s.blocks if block.ground.data})
         lines += [
             f"{s.name:<12}{s.about}",
-            f"{'':<12}needs {', '.join(wants) or 'no data'}; on two cores: {s.costs}",
+            f"{'':<12}needs {', '.join(wants) or 'no data'}; whole, on two cores: {s.costs}",
         ]
     return "\n".join([*lines, "", "rfast bench suites SUITE tells what --part, --cells and --only may name."])
 
@@ -83,12 +83,14 @@ def contents(s: Suite) -> str:
     for block in s.blocks:
         ground = block.ground
         part = f"--part {block.part}: " if block.part else ""
-        lines += [
-            f"{part}{ground.title}",
-            f"  {'virtual time' if ground.simulated else 'real processes'}, {ground.nodes} nodes, B = {ground.batch:,},"
-            f" to an accuracy of {ground.target:g} or {ground.samples:,} samples",
-        ]
+        where = "virtual time" if ground.simulated else "real processes"
+        batch = f"B = {ground.batch:,}" if block.cells else "each at its own best B"
+        end = f"to an accuracy of {ground.target:g} or {ground.samples:,} samples"
+        if all(cell.to_the_end for cell in (*block.cells, *block.own_cells)):
+            end = f"all of {ground.samples:,} samples"
+        run = [c for c in block.contestants if not c.alone and ground.nodes <= c.nodes_most]
+        lines += [f"{part}{ground.title}", f"  {where}, {ground.nodes} nodes, {batch}, {end}"]
         cells = {"--tables fixed --cells": block.cells, "--tables own --cells": block.own_cells}
         lines += [f"  {flag} {' '.join(cell.key for cell in of_kind)}" for flag, of_kind in cells.items() if of_kind]
-        lines += [f"  --only {' '.join(quote(c.label) for c in block.contestants if not c.alone)}", ""]
+        lines += [f"  --only {' '.join(quote(c.label) for c in run)}", ""]
     return "\n".join(lines[:-1])

@@ -185,7 +185,7 @@ def growth(tables: Sequence[Table], path: Path) -> Path:
     ground = tables[0].block.ground
     figure.suptitle(
         f"The same work on more nodes: B = {ground.batch:,}, each at its best lr (virtual time)\n"
-        "hollow: not with every seed",
+        "hollow: not with every seed; left out: not with most",
         fontsize=12,
         color=TEXT,
     )

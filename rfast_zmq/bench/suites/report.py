@@ -48,7 +48,7 @@ def write(folder: Path, page: Path | None = None) -> list[Path]:
     if len({ground.nodes for ground in grounds}) > 1 and (page is None or f"<!-- {over_nodes} -->" in text):
         picture = pictures.growth(tables, images / f"{store.suite}-nodes.png")
         made.append(picture)
-        body = _growth(tables, f"{picture.relative_to(images if page is None else page.parent)}")
+        body = side_by_side(tables, f"{picture.relative_to(images if page is None else page.parent)}")
         shown.append(f"## Over the number of nodes\n\n{body}")
         if page is not None:
             text = _between(text, over_nodes, body, page)
@@ -79,7 +79,8 @@ def write(folder: Path, page: Path | None = None) -> list[Path]:
 
 def section(ground: Ground, tables: Sequence[Table], figures: Sequence[Reached], links: Sequence[str]) -> str:
     """All that is to be said of one ground, in Markdown."""
-    parts = [_conditions([ground], tables)]
+    compared = bool(figures) or any(t.named(t.block.reference) and not t.cell.to_the_end for t in tables)
+    parts = [_conditions([ground], tables, compared)]
     for link in links:
         parts.append(f"![{Path(link).stem.replace('-', ' ')}]({link})")
     if figures:
@@ -96,18 +97,18 @@ def section(ground: Ground, tables: Sequence[Table], figures: Sequence[Reached],
     return "\n\n".join(parts) + "\n"
 
 
-def _growth(tables: Sequence[Table], link: str) -> str:
-    """Times to the target over the number of nodes, a table a cell."""
+def side_by_side(tables: Sequence[Table], link: str) -> str:
+    """Grounds that differ in the number of nodes: times to the target and bytes over that, two tables a cell."""
     grounds = list({t.block.ground.nodes: t.block.ground for t in tables}.values())
-    parts = [_conditions(grounds, tables)]
+    parts = [_conditions(grounds, tables, compared=False)]
     parts.append(f"![over the number of nodes]({link})")
     for cell in dict.fromkeys(t.cell for t in tables):
         of_cell = {t.block.ground.nodes: t for t in tables if t.cell == cell}
         labels = dict.fromkeys(s.contestant.label for t in of_cell.values() for s in t.standings)
         limit = ["*no-wait limit*", *(spread(t.limit_s().values(), _seconds) for t in of_cell.values())]
         for what, tell, more in (
-            (f"virtual s to {grounds[0].target:g}", _growth_time, [limit]),
-            ("MB sent to there", _megabytes, []),
+            (f"virtual s to {grounds[0].target:g}", _time_and_nevers, [limit]),
+            ("MB sent to there", lambda s: "" if s.stops else _megabytes(s), []),
         ):
             head = [f"{cell.title}: {what}", *(f"{n:,} nodes" for n in of_cell)]
             lines = [head, ["---"] * len(head)]
@@ -118,12 +119,15 @@ def _growth(tables: Sequence[Table], link: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _growth_time(s: Standing) -> str:
-    return _time(s) + (f", {s.nevers} of {len(s.runs)} seeds never" if s.nevers and s.median_s() < inf else "")
+def _time_and_nevers(s: Standing) -> str:
+    if s.stops:
+        return "stops"
+    return _time(s) + (f", {s.nevers} of {len(s.runs)} seeds never" if 0 < s.nevers < len(s.runs) else "")
 
 
-def _conditions(grounds: Sequence[Ground], tables: Sequence[Table]) -> str:
-    """What holds for every table of grounds that differ in nothing but the number of nodes."""
+def _conditions(grounds: Sequence[Ground], tables: Sequence[Table], compared: bool) -> str:
+    """What holds for every table of grounds that differ in nothing but the number of nodes; ``compared``: they have
+    ratios or differences."""
     ground = grounds[0]
     rows = [row for t in tables for s in t.standings for row in s.runs.values()]
     seeds = sorted({row["seed"] for row in rows})
@@ -157,10 +161,9 @@ def _conditions(grounds: Sequence[Ground], tables: Sequence[Table]) -> str:
         "lognormal": f"; lognormal: each share times a draw with σ = {SIGMA:g}",
     }
     occur = "".join(said for name, said in speeds.items() if any(t.cell.speeds == name for t in tables))
-    compared = "" if len(grounds) > 1 else "; ratios are of equal seeds"
     return (
         f"{nodes} nodes, {how}. Computing is emulated: {share}{occur}. {end}. Medians"
-        f" of seeds {_ranges(seeds)} (least to most){compared}."
+        f" of seeds {_ranges(seeds)} (least to most){', compared seed by seed' if compared else ''}."
         f" torch {', '.join(torches)}; {', '.join(processors)}.{mixed}"
     )
 
@@ -232,7 +235,7 @@ def _megabytes(s: Standing) -> str:
 
 
 def _seconds(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 999.5 else f"{value:.3g}"
 
 
 def _middle(s: Standing, name: str, form: str) -> str:
