@@ -16,7 +16,7 @@ SUITES = {
         Suite(
             name="quick",
             about="the paper's algorithms on digits, in virtual time",
-            costs="five to ten minutes",
+            costs="about 4 minutes",
             blocks=(QUICK,),
         ),
         Suite(
@@ -42,7 +42,7 @@ SUITES = {
             name="slow-links",
             about="lines on which an all-reduce takes as long as the gradient: (a) in virtual time; (b) in network"
             " namespaces, as root",
-            costs="3 hours by estimate, of which (b) 2",
+            costs="4 hours by estimate, of which (b) 2½",
             blocks=(SLOW_LINKS, SLOW_HOSTS),
         ),
         Suite(
