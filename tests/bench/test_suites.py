@@ -171,9 +171,13 @@ BLOCK = Block(
 CHOICE = Choice(data={}, seeds=3, jobs=2)
 
 
+def toy(*blocks: Block) -> Suite:
+    return Suite(name="toy", about="", costs="", blocks=blocks)
+
+
 def simulate(folder: Path, block: Block = BLOCK, choice: Choice = CHOICE) -> tuple[Store, list[str]]:
     said: list[str] = []
-    suite = Suite(name="toy", about="", costs="", blocks=(block,))
+    suite = toy(block)
     Runner(suite, choice, Store(folder, "toy"), said.append).run()
     return Store(folder, "toy"), said
 
@@ -188,7 +192,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def toy_suite(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(catalogue.SUITES, "toy", Suite(name="toy", about="", costs="", blocks=(BLOCK,)))
+    monkeypatch.setitem(catalogue.SUITES, "toy", toy(BLOCK))
 
 
 def test_every_run_says_how_it_was_made_and_what_it_gave(done: Path) -> None:
@@ -277,7 +281,7 @@ def test_a_run_that_is_broken_off_above_the_target_has_not_reached_it() -> None:
 
 def test_the_tables_say_what_the_runs_say(done: Path, tmp_path: Path) -> None:
     store = Store(done, "toy")
-    plain, lossy = tables_of(Suite(name="toy", about="", costs="", blocks=(BLOCK,)), store)
+    plain, lossy = tables_of(toy(BLOCK), store)
     ours, ring = plain.named("rfast-tree"), plain.named("ring-allreduce")
     assert ours
     assert ring
@@ -313,7 +317,7 @@ def test_the_tables_say_what_the_runs_say(done: Path, tmp_path: Path) -> None:
 
 def test_what_was_run_of_another_series_or_with_too_few_seeds_is_no_verdict(done: Path, tmp_path: Path) -> None:
     copytree(done, tmp_path, dirs_exist_ok=True)
-    suite, runs = Suite(name="toy", about="", costs="", blocks=(BLOCK,)), tmp_path / RUNS
+    suite, runs = toy(BLOCK), tmp_path / RUNS
     before = tables_of(suite, Store(done, "toy"))[0]
     rows = [json.loads(line) for line in runs.read_text().splitlines()]
     ours = [row for row in rows if row["contestant"] == "rfast-tree" and row["cell"] == CELL.key and row["seed"] == 2]
@@ -348,7 +352,7 @@ def test_tables_of_ones_own_b_have_a_place_of_their_own_on_a_page_that_gives_the
 ) -> None:
     """And what is there stays, where there are no new ones."""
     block = replace(BLOCK, own_cells=(CELL,), aims=(AIM, replace(AIM, what="ours at its best", table=OWN)))
-    monkeypatch.setitem(catalogue.SUITES, "toy", Suite(name="toy", about="", costs="", blocks=(block,)))
+    monkeypatch.setitem(catalogue.SUITES, "toy", toy(block))
     both, page = tmp_path / "both", tmp_path / "benchmarks.md"
     copytree(done, both)
     tuned = [json.loads(line) for line in (both / "tuned.jsonl").read_text().splitlines()]
@@ -387,7 +391,7 @@ def test_grounds_of_more_and_more_nodes_stand_side_by_side(tmp_path: Path, monke
         )
         for nodes in (3, 4)
     )
-    suite = Suite(name="toy", about="", costs="", blocks=(few, many))
+    suite = toy(few, many)
     monkeypatch.setitem(catalogue.SUITES, "toy", suite)
     for part in ("3", "4"):
         Runner(suite, replace(CHOICE, seeds=1, parts=(part,)), Store(tmp_path, "toy"), lambda _: None).run()
@@ -407,7 +411,7 @@ def test_grounds_of_more_and_more_nodes_stand_side_by_side(tmp_path: Path, monke
 
 
 def test_over_the_number_of_nodes_it_is_said_how_many_seeds_never_got_there(done: Path) -> None:
-    (table, *_) = tables_of(Suite(name="toy", about="", costs="", blocks=(BLOCK,)), Store(done, "toy"))
+    (table, *_) = tables_of(toy(BLOCK), Store(done, "toy"))
     (ours,) = (s for s in table.standings if s.contestant.label == "rfast-tree")
 
     def told(times: dict[int, float | None], **more: object) -> list[str]:
@@ -427,7 +431,7 @@ def test_over_the_number_of_nodes_it_is_said_how_many_seeds_never_got_there(done
 
 
 def test_only_conditions_that_occur_are_told(done: Path) -> None:
-    (table, *_) = tables_of(Suite(name="toy", about="", costs="", blocks=(BLOCK,)), Store(done, "toy"))
+    (table, *_) = tables_of(toy(BLOCK), Store(done, "toy"))
     said = section(TOY, [table], [], [])
     assert "with a straggler, node 2 takes 5 times" in said
     assert "lognormal" not in said
@@ -454,7 +458,7 @@ def test_real_processes_follow_at_the_lr_found_in_virtual_time(done: Path, tmp_p
     store, said = simulate(tmp_path, real, replace(CHOICE, seeds=1, tables=(kind,)))
     if kind == FIXED:  # else the search for B has more to do than what is there
         assert "done: 1 runs" in said[-1]
-    (table,) = tables_of(Suite(name="toy", about="", costs="", blocks=(real,)), store)
+    (table,) = tables_of(toy(real), store)
     assert [len(s.runs) for s in table.standings] == [1]
     (row,) = (r for r in store.runs.values() if not r["simulated"])
     assert (row["contestant"], row["seed"]) == ("rfast-tree", 0)
@@ -516,14 +520,14 @@ def test_a_figure_that_was_not_measured_stands_in_the_report_with_the_reason(don
         (replace(AIM, cell=replace(CELL, speeds="even")), "not run"),
     ]
     block = replace(BLOCK, aims=tuple(aim for aim, _ in aims))
-    tables = tables_of(Suite(name="toy", about="", costs="", blocks=(block,)), Store(done, "toy"))
+    tables = tables_of(toy(block), Store(done, "toy"))
     assert [f.why for f in reached(tables)] == [why for _, why in aims]
     lines = section(TOY, tables, reached(tables), []).splitlines()
     assert [line.split(" | ")[2] for line in lines if line.startswith("| ours")] == [why for _, why in aims]
 
 
 def test_on_its_best_topology_is_what_the_seeds_for_tuning_say(done: Path) -> None:
-    (table, *_) = tables_of(Suite(name="toy", about="", costs="", blocks=(BLOCK,)), Store(done, "toy"))
+    (table, *_) = tables_of(toy(BLOCK), Store(done, "toy"))
     ours = table.named("rfast-tree")
     assert ours
     lucky = replace(ours, contestant=replace(OURS, label="lucky"), tuned=(ours.tuned[0] * 2, 0.0))
@@ -539,9 +543,7 @@ def test_on_its_best_topology_is_what_the_seeds_for_tuning_say(done: Path) -> No
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_keeps_what_was_done_and_says_so_in_one_line(number: signal.Signals, times: int, tmp_path: Path) -> None:
-    program = (
-        "from test_suites import *; SUITES['toy'] = Suite(name='toy', about='', costs='', blocks=(BLOCK,)); main()"
-    )
+    program = "from test_suites import *; SUITES['toy'] = toy(BLOCK); main()"
     command = [sys.executable, "-c", program, "bench", "run", "toy", "--seeds", "100", "--out", str(tmp_path)]
     with subprocess.Popen(
         command, cwd=Path(__file__).parent, stderr=subprocess.PIPE, text=True, start_new_session=True
