@@ -30,7 +30,7 @@ from torch import Tensor
 from rfast_zmq.core.events import Action, Edge, GradientReady, Message, Number, Ready, RunGradient
 from rfast_zmq.core.interface import NodeConfig
 from rfast_zmq.core.skeleton import SCALE_LEAST, Skeleton
-from rfast_zmq.task.flat import Bucket, Layout
+from rfast_zmq.task.layout import Bucket, Layout
 
 
 class _Bucket:

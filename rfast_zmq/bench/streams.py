@@ -30,7 +30,7 @@ from rfast_zmq.core.interface import NodeConfig
 from rfast_zmq.errors import Refused
 from rfast_zmq.launch.process import run_loop
 from rfast_zmq.node.exchange import Exchange
-from rfast_zmq.task.flat import Layout
+from rfast_zmq.task.layout import Layout
 from rfast_zmq.topology import build
 from rfast_zmq.transport import Addresses
 from rfast_zmq.wire import Codec

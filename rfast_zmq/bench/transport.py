@@ -16,7 +16,7 @@ from rfast_zmq.bench.figures import Figures, at_least
 from rfast_zmq.bench.relay import DEPTH, Line, relay
 from rfast_zmq.bench.streams import Stream
 from rfast_zmq.errors import UsageError
-from rfast_zmq.task.flat import Layout
+from rfast_zmq.task.layout import Layout
 from rfast_zmq.transport import Addresses
 
 RELAYED_MB = 0.8

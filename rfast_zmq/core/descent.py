@@ -38,7 +38,7 @@ import torch
 from torch import Tensor
 
 from rfast_zmq.errors import UsageError
-from rfast_zmq.task.flat import Bucket
+from rfast_zmq.task.layout import Bucket
 from rfast_zmq.task.pool import Pool
 
 LEAD_MOST_ROUNDS = 4.0

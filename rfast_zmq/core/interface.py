@@ -20,7 +20,7 @@ from rfast_zmq.core.events import Action, Edge, Event, Graph
 from rfast_zmq.core.packing import PACKINGS
 from rfast_zmq.core.slots import EARLY, Timing
 from rfast_zmq.settings import Settings
-from rfast_zmq.task.flat import Layout
+from rfast_zmq.task.layout import Layout
 from rfast_zmq.topology import Topology
 
 

@@ -40,7 +40,7 @@ from rfast_zmq.core.events import (
     Transmit,
 )
 from rfast_zmq.errors import UsageError
-from rfast_zmq.task.flat import Layout
+from rfast_zmq.task.layout import Layout
 from rfast_zmq.topology import NODES_MAX, Topology, from_edges
 
 Array = NDArray[np.float64]

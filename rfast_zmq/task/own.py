@@ -7,7 +7,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from rfast_zmq.task.flat import FlatModel, Group, Layout
+from rfast_zmq.task.flat import FlatModel
+from rfast_zmq.task.layout import Group, Layout
 
 
 class Trained(Protocol):

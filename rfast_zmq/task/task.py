@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from rfast_zmq.errors import RfastError, TaskError, UsageError
 from rfast_zmq.settings import DEFAULTS, Settings
-from rfast_zmq.task.flat import Group, default_group
+from rfast_zmq.task.layout import Group, default_group
 from rfast_zmq.task.splits import split
 
 T = TypeVar("T")

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from rfast_zmq.errors import RfastError, TaskError, UsageError
 from rfast_zmq.settings import Settings
-from rfast_zmq.task.flat import FlatModel, Group, Layout, check_loss
+from rfast_zmq.task.flat import FlatModel, check_loss
+from rfast_zmq.task.layout import Group, Layout
 from rfast_zmq.task.sampler import make_feed, to_device
 from rfast_zmq.task.staging import Look
 from rfast_zmq.task.task import Task

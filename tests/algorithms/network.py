@@ -45,7 +45,7 @@ from rfast_zmq.core.events import (
 from rfast_zmq.core.interface import Algorithm
 from rfast_zmq.core.ring import Ring
 from rfast_zmq.core.served import Served
-from rfast_zmq.task.flat import Layout
+from rfast_zmq.task.layout import Layout
 from rfast_zmq.topology import Topology, build, from_edges
 from rfast_zmq.wire import Codec
 

@@ -31,7 +31,7 @@ from rfast_zmq.core.events import (
     Transmit,
 )
 from rfast_zmq.core.served import Served
-from rfast_zmq.task.flat import Layout
+from rfast_zmq.task.layout import Layout
 from rfast_zmq.topology import FAMILIES, build
 
 from .network import (

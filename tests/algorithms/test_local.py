@@ -13,7 +13,7 @@ from rfast_zmq import Plan, Settings, Simulator
 from rfast_zmq.algorithms import ALGORITHMS, NodeConfig, options_of
 from rfast_zmq.core.events import GradientReady, LinkReady, ModelWanted, Received, Send, Started, Stopping, Transmit
 from rfast_zmq.errors import UsageError
-from rfast_zmq.task.flat import Entry, Group, Layout
+from rfast_zmq.task.layout import Entry, Group, Layout
 from rfast_zmq.topology import build
 from tests.loopback.tasks import Line
 

@@ -15,7 +15,7 @@ from simulate.reference import random_graphs
 from rfast_zmq.algorithms import NodeConfig, RFast, algorithm
 from rfast_zmq.core.events import Edge, GradientReady, LinkReady, ModelWanted, RunGradient, Send, Transmit
 from rfast_zmq.errors import UsageError
-from rfast_zmq.task.flat import Entry, Group, Layout
+from rfast_zmq.task.layout import Entry, Group, Layout
 from rfast_zmq.topology import FAMILIES, Topology, build, from_edges
 
 from .network import KINDS, Network, Operation, Quadratic, Solo, fingerprint, topology_of

@@ -31,7 +31,7 @@ from rfast_zmq.core.events import (
     Stamp,
     StopWanted,
 )
-from rfast_zmq.task.flat import Entry, Group, Layout
+from rfast_zmq.task.layout import Entry, Group, Layout
 from rfast_zmq.topology import FAMILIES, build, from_edges
 
 from .network import Network, Quadratic, Solo, fingerprint, topology_of

@@ -17,7 +17,7 @@ from rfast_zmq.core.events import GradientReady, LinkReady, ModelWanted, Receive
 from rfast_zmq.core.gossip import metropolis, neighbours, receivers
 from rfast_zmq.core.served import Served
 from rfast_zmq.errors import UsageError
-from rfast_zmq.task.flat import Entry, Group, Layout
+from rfast_zmq.task.layout import Entry, Group, Layout
 from rfast_zmq.topology import Topology, build
 from tests.loopback.tasks import Line
 

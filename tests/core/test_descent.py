@@ -16,7 +16,7 @@ from torch import Tensor
 from rfast_zmq.core.descent import LEAD_MOST_ROUNDS, RULES, Descent, Norm
 from rfast_zmq.core.interface import NodeConfig
 from rfast_zmq.errors import UsageError
-from rfast_zmq.task.flat import Bucket, Group, Layout, Segment
+from rfast_zmq.task.layout import Bucket, Group, Layout, Segment
 from rfast_zmq.topology import build
 
 DIM = 8

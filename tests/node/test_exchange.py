@@ -21,7 +21,7 @@ from rfast_zmq.conditions import Faults
 from rfast_zmq.core.events import Action, Edge, Event, LinkReady, Message, Received, Send, Stamp, Transmit
 from rfast_zmq.core.slots import EARLY, PATIENT, Timing
 from rfast_zmq.node import exchange as module
-from rfast_zmq.task.flat import Layout
+from rfast_zmq.task.layout import Layout
 from rfast_zmq.transport import RECEIVED_MOST, REFILLED, Addresses, Outlet, shareable
 from rfast_zmq.wire import Codec
 

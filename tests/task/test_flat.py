@@ -14,7 +14,7 @@ from torch import nn
 
 from rfast_zmq.errors import UsageError
 from rfast_zmq.task import FlatModel, Group, Layout
-from rfast_zmq.task.flat import Entry
+from rfast_zmq.task.layout import Entry
 
 WIDTHS = st.lists(st.integers(1, 9), min_size=2, max_size=5)
 
