@@ -45,7 +45,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from rfast_zmq.algorithms.tree_records import TreeBucket
+from rfast_zmq.algorithms.tree_records import AT_ONCE, PATIENT_IN_PHASE, TreeBucket
 from rfast_zmq.core.control import COUNT_MOST, Phase, bounded
 from rfast_zmq.core.descent import Descent, Norm
 from rfast_zmq.core.events import (
@@ -78,12 +78,6 @@ LEAF_AHEAD = 0.5
 """A leaf of the pull tree is sent no model in this part of the time until it wants one (but in the last C always)."""
 PROMPT = 1.1
 """Whoever is heard within so many times the patience of the time before was prompt: a tenth is for the way."""
-PATIENT_IN_PHASE, AT_ONCE = 1.3, 0.5
-"""The patience where lines are busy and set the pace: a turn that is missed would be a long one. And what is passed on
-there is passed on in the moment that it came, if so much of C has passed."""
-ANSWER_MARGIN, ANSWER_LATE, ANSWER_GAIN = 0.05, 0.75, 0.2
-"""In phase: reports should reach the root so many C before the models leave that are made of them; one that waited for
-more came too late for those before; and so much of what is amiss is mended in one C."""
 ALONE_PACES = 4.0
 """The root descends when a link asks for the model; if none does for so many C, whenever it hears something."""
 ROUND_UNASKED = 0.5
@@ -243,7 +237,7 @@ class RFastTree(Skeleton):
             if state.answer_s is None:
                 state.answer_s, state.asked = now + state.answer * self.pace_s, state.rounds
                 if self._in_phase and state.news():
-                    actions += self._mark("A", b, paces=self._answer_paces(state))
+                    actions += self._mark("A", b, paces=state.answer_paces(self.pace_s))
             if self._look(state, now):
                 actions += self._told_aside() + self._mark("A", b)
             return actions
@@ -282,7 +276,7 @@ class RFastTree(Skeleton):
         state = self._state[b]
         in_phase, patience = self._in_phase, self._patience
         if in_phase:
-            paces = 1.0 if self.is_root else self._answer_paces(state)
+            paces = 1.0 if self.is_root else state.answer_paces(self.pace_s)
         elif state.all_heard(now, PROMPT * patience * self.pace_s):
             paces = 1.0
         else:
@@ -347,29 +341,6 @@ class RFastTree(Skeleton):
         in_phase = self._in_phase if self.is_root else self._waves
         return state.answer if in_phase else -1.0
 
-    def _answer_paces(self, state: TreeBucket) -> float:
-        """In phase: so many C after its last report the next is to leave: at once, when all that can be counted on have
-        answered the same models; where there are none, as long after a model as the root has it."""
-        if state.prompt():
-            return AT_ONCE if state.all_answered() > state.answered else PATIENT_IN_PHASE
-        if state.answer_s is None or self.pace_s <= 0.0:
-            return PATIENT_IN_PHASE
-        return min(max((state.answer_s - state.said_s) / self.pace_s, AT_ONCE), PATIENT_IN_PHASE)
-
-    def _same_wave(self, state: TreeBucket, now: float) -> bool:
-        """The root, in phase, as a link asks for a model: is it to be the one that another link was just given? If
-        not, were the reports here in time, and not long before? Leaves are told to report later or sooner after a model
-        came. (To their own gradients that is all one: what a longer wait makes of some older, it spares the others,
-        that are then of a newer model.)"""
-        if now < state.handed_s + AT_ONCE * self.pace_s:
-            return True
-        waited = (now - state.answered_s) / self.pace_s
-        if waited <= PATIENT_IN_PHASE:
-            amiss = waited if waited < ANSWER_LATE else waited - 1.0  # they just missed the models before
-            state.answer = (state.answer + ANSWER_GAIN * (amiss - ANSWER_MARGIN)) % 1.0
-        state.handed_s = now
-        return False
-
     @property
     def line_pace_s(self) -> float:
         if self.config.pace_s is not None or not self._closing.running:
@@ -399,7 +370,7 @@ class RFastTree(Skeleton):
         """The root steps when a link asks for the model, so that one step serves all links and all that was heard."""
         state = self._state[bucket]
         before = state.rounds
-        if self.is_root and self._closing.running and not (self._in_phase and self._same_wave(state, now)):
+        if self.is_root and self._closing.running and not (self._in_phase and state.same_wave(now, self.pace_s)):
             self._take_step(bucket, now)
         stepped = state.rounds > before
         paces = AT_ONCE if self._in_phase else 1.0

@@ -17,6 +17,12 @@ ASIDE_PACES, ASIDE_LEAST_S = 4.0, 0.25
 PROMPT_LEAST, PROMPT_STEP = 0.75, 0.1
 """A report waits a little for a child that has been so prompt of late: for no slow one, and hardly at all where much is
 lost."""
+PATIENT_IN_PHASE, AT_ONCE = 1.3, 0.5
+"""The patience where lines are busy and set the pace: a turn that is missed would be a long one. And what is passed on
+there is passed on in the moment that it came, if so much of C has passed."""
+ANSWER_MARGIN, ANSWER_LATE, ANSWER_GAIN = 0.05, 0.75, 0.2
+"""In phase: reports should reach the root so many C before the models leave that are made of them; one that waited for
+more came too late for those before; and so much of what is amiss is mended in one C."""
 
 
 class Record:
@@ -203,3 +209,26 @@ class TreeBucket:
         self.own.left = True
         for child in self.children.values():
             child.left = True
+
+    def answer_paces(self, pace_s: float) -> float:
+        """In phase: so many C after its last report the next is to leave: at once, when all that can be counted on have
+        answered the same models; where there are none, as long after a model as the root has it."""
+        if self.prompt():
+            return AT_ONCE if self.all_answered() > self.answered else PATIENT_IN_PHASE
+        if self.answer_s is None or pace_s <= 0.0:
+            return PATIENT_IN_PHASE
+        return min(max((self.answer_s - self.said_s) / pace_s, AT_ONCE), PATIENT_IN_PHASE)
+
+    def same_wave(self, now: float, pace_s: float) -> bool:
+        """The root, in phase, as a link asks for a model: is it to be the one that another link was just given? If
+        not, were the reports here in time, and not long before? Leaves are told to report later or sooner after a model
+        came. (To their own gradients that is all one: what a longer wait makes of some older, it spares the others,
+        that are then of a newer model.)"""
+        if now < self.handed_s + AT_ONCE * pace_s:
+            return True
+        waited = (now - self.answered_s) / pace_s
+        if waited <= PATIENT_IN_PHASE:
+            amiss = waited if waited < ANSWER_LATE else waited - 1.0  # they just missed the models before
+            self.answer = (self.answer + ANSWER_GAIN * (amiss - ANSWER_MARGIN)) % 1.0
+        self.handed_s = now
+        return False

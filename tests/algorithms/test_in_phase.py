@@ -10,14 +10,8 @@ from heapq import heapify, heappop, heappush
 
 import pytest
 
-from rfast_zmq.algorithms.rfast_tree import (
-    ANSWER_MARGIN,
-    AT_ONCE,
-    LINE_SLACK,
-    LINES_ALIKE,
-    PACE_OF_ROUND,
-    PATIENT_IN_PHASE,
-)
+from rfast_zmq.algorithms.rfast_tree import LINE_SLACK, LINES_ALIKE, PACE_OF_ROUND
+from rfast_zmq.algorithms.tree_records import ANSWER_MARGIN, AT_ONCE, PATIENT_IN_PHASE
 from rfast_zmq.core.events import Action, Edge, LinkReady, Message, Send, Transmit
 from rfast_zmq.core.slots import EARLY, PATIENT
 from rfast_zmq.topology import build
