@@ -24,12 +24,10 @@ see :mod:`rfast_zmq.task.pool`.
 from __future__ import annotations
 
 import atexit
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from math import isfinite
 from statistics import fmean
@@ -41,7 +39,6 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from rfast_zmq.algorithms import RFastTree
-from rfast_zmq.assembly import Plan
 from rfast_zmq.core.interface import Status
 from rfast_zmq.errors import UsageError
 from rfast_zmq.launch.memory import keep_freed_memory
@@ -49,9 +46,9 @@ from rfast_zmq.launch.single import default_run_id
 from rfast_zmq.node import Node, Steps
 from rfast_zmq.node.gradients import Gradient
 from rfast_zmq.optim.background import Background, log
+from rfast_zmq.optim.place import Place
 from rfast_zmq.optim.rendezvous import Ports, meet
-from rfast_zmq.settings import Settings
-from rfast_zmq.task import OwnModel, Task, check_weight
+from rfast_zmq.task import OwnModel, check_weight
 from rfast_zmq.topology import is_file
 from rfast_zmq.transport import Addresses, check_exposure
 
@@ -129,20 +126,13 @@ class RFast(torch.optim.Optimizer):
         if isinstance(params, nn.Module):
             module, params = params, [p for p in params.parameters() if p.requires_grad]
         super().__init__(params, defaults)
-        for name, count in (("batch", batch), ("global_batch", global_batch), ("nodes", nodes), ("rank", rank)):
-            if count is not None and (not isinstance(count, int) or isinstance(count, bool)):
-                raise UsageError(f"{name}={count!r}: must be a whole number")
-        if batch < 1:
-            raise UsageError(f"batch={batch}: the samples behind one step must be 1 or more")
-        if global_batch is not None and global_batch < 1:
-            raise UsageError(f"global_batch={global_batch}: the samples of a round must be 1 or more")
         check_weight("weight", weight)
-        under_torchrun = rank is None and "RANK" in os.environ and "WORLD_SIZE" in os.environ
-        if nodes is None and not is_file(topology):
-            nodes = int(os.environ["WORLD_SIZE"]) if under_torchrun else 1
-        settings = Settings(
-            nodes=nodes,
+        place = Place.find(
+            batch=batch,
             topology=topology,
+            rank=rank,
+            nodes=nodes,
+            global_batch=global_batch,
             samples=samples,
             optimizer=rule,
             lr=float(defaults["lr"]),
@@ -150,7 +140,6 @@ class RFast(torch.optim.Optimizer):
             beta2=beta2,
             eps=eps,
             clip_norm=clip_norm,
-            report_batch=batch,
             wire=wire,
             pace=pace,
             resend=resend,
@@ -158,28 +147,13 @@ class RFast(torch.optim.Optimizer):
             duplicate=duplicate,
             reorder=reorder,
             seed=seed,
-            evaluate_every=sys.float_info.max,
-            global_batch=global_batch or batch * (nodes or 1),
         )
-        plan = Plan.make(Task, settings)
-        if global_batch is None and nodes is None:
-            plan = Plan.make(Task, replace(settings, global_batch=batch * plan.topology.nodes))
+        self._plan, self.rank, self._under_torchrun, self._batch = place.plan, place.rank, place.under_torchrun, batch
+        self.is_root = self.rank == self._plan.topology.root
         own = [p for group in self.param_groups for p in group["params"]]
         module = _holding(own) if module is None else module
-        self._model = OwnModel(module, self.param_groups, weight, turns=len(plan.topology.pull_trees))
-        if rank is None and not under_torchrun and plan.topology.nodes > 1:  # or each of them would be the root
-            raise UsageError(
-                f"rank: which of the {plan.topology.nodes} nodes of {plan.topology.name} is this?"
-                f" 0 to {plan.topology.nodes - 1}"
-            )
-        rank = (int(os.environ["RANK"]) if under_torchrun else 0) if rank is None else rank
-        if not 0 <= rank < plan.topology.nodes:
-            raise UsageError(
-                f"rank={rank}: {plan.topology.name} has {plan.topology.nodes} nodes, so 0 to {plan.topology.nodes - 1}"
-            )
-        self._plan, self.rank, self._batch = plan, rank, batch
-        self.is_root = rank == plan.topology.root
-        self._run_id, self._insecure, self._under_torchrun = run_id, insecure, under_torchrun
+        self._model = OwnModel(module, self.param_groups, weight, turns=len(self._plan.topology.pull_trees))
+        self._run_id, self._insecure = run_id, insecure
         self._steps = Steps(self._model.flat.bring)
         self._held: list[_Held] = []
         self._node: Background | None = None
