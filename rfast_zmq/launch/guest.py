@@ -27,7 +27,7 @@ from torch import Tensor
 from rfast_zmq.assembly import Plan
 from rfast_zmq.core.interface import Status
 from rfast_zmq.errors import RfastError, TaskError, UsageError
-from rfast_zmq.node.runtime import REPORT_S, peak_memory_bytes, unless_gone
+from rfast_zmq.node.process import REPORT_S, peak_memory_bytes, unless_gone
 from rfast_zmq.node.scoring import Scorer
 from rfast_zmq.node.watcher import Watcher
 from rfast_zmq.results import Point

@@ -30,7 +30,7 @@ from rfast_zmq.launch.namespaces import Namespaces
 from rfast_zmq.launch.outcome import Observer, Run, Sent, check_target
 from rfast_zmq.launch.process import ENDING_SIGNALS, MODEL, Orders, leave_terminal, node_process, terminals
 from rfast_zmq.launch.showing import SILENT_S, Gathering
-from rfast_zmq.node.runtime import REPORT_S
+from rfast_zmq.node.process import REPORT_S
 from rfast_zmq.transport import Addresses
 
 ENDING_S = 5.0

@@ -10,9 +10,8 @@ own socket, or its own clock (pace, idle resend, emulated compute).
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -45,6 +44,7 @@ from rfast_zmq.core.events import (
 from rfast_zmq.errors import Refused, UsageError
 from rfast_zmq.node.exchange import TURN_BYTES, Exchange
 from rfast_zmq.node.gradients import Gradient, Gradients
+from rfast_zmq.node.process import REPORT_S, peak_memory_bytes, unless_gone
 from rfast_zmq.node.scoring import Gatherer, Scorer, Shown, Snapshot
 from rfast_zmq.node.steps import Steps
 from rfast_zmq.node.watcher import Watcher
@@ -53,8 +53,6 @@ from rfast_zmq.task import Trained, Worker
 from rfast_zmq.task.finite import is_finite
 from rfast_zmq.transport import Addresses, Outlet
 
-REPORT_S = 0.5
-"""Seconds between two reports of a node to whoever watches it."""
 TOLD_MOST = 16
 """So many buckets of a gradient, and no more than ``TURN_BYTES`` (but one bucket), are told in one turn of the loop."""
 HINTS = {"run": "; the nodes of a run share topology, algorithm, batch, split and seed, or a --run-id"}
@@ -469,44 +467,3 @@ class Node:
         if self.is_root and (self.trouble >= 0 or not all(is_finite(t) for t in model)):
             model = self._scorer.good_model
         return None if model is None else self.worker.state_dict(model)
-
-
-def peak_memory_bytes() -> int:
-    """The most memory this process has had resident; 0 where the platform does not tell."""
-    try:
-        import resource
-    except ImportError:
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-async def unless_gone(
-    wanted: Awaitable[Any],
-    gone: asyncio.Event,
-    fault: Callable[[], BaseException | None],
-    started: Callable[[], bool],
-) -> None:
-    """Await ``wanted``, but not once the process was told to go.
-
-    Args:
-        wanted: cancelled if it is not done by then.
-        gone: set where it was told to go, or something failed.
-        fault: what failed; None: nothing.
-        started: whether the run has begun.
-
-    Raises:
-        BaseException: what failed, or what ``wanted`` raised.
-        asyncio.CancelledError: told to go before the run began.
-    """
-    task, going = asyncio.ensure_future(wanted), asyncio.ensure_future(gone.wait())
-    await asyncio.wait({task, going}, return_when=asyncio.FIRST_COMPLETED)
-    for pending in (task, going):
-        pending.cancel()
-    await asyncio.gather(task, going, return_exceptions=True)
-    if (failed := fault()) is not None:
-        raise failed
-    if not task.cancelled() and (error := task.exception()) is not None:
-        raise error
-    if gone.is_set() and not started():
-        raise asyncio.CancelledError

@@ -416,6 +416,14 @@ def test_what_will_not_do_is_said(given: dict[str, Any], said: str) -> None:
         optim.SGD(net(), **given).start()
 
 
+def test_who_is_told_that_its_rank_is_wrong_has_its_model_as_it_was() -> None:
+    model = net()
+    before = [p.data_ptr() for p in model.parameters()]
+    with pytest.raises(UsageError, match="rank=3"):
+        optim.SGD(model, batch=4, rank=3)
+    assert [p.data_ptr() for p in model.parameters()] == before
+
+
 def test_a_state_of_another_model_or_too_late_is_refused() -> None:
     with optim.SGD(net(), batch=4) as opt:
         opt.zero_grad()
