@@ -1,4 +1,4 @@
-"""What every process of a run does alike, whoever trains in it: a node of ours, or somebody else's code (torch's DDP, hivemind)."""
+"""What every process of a run does alike, whoever trains in it: a node of ours, or torch's DDP, or hivemind."""
 
 from __future__ import annotations
 

@@ -6,7 +6,15 @@ from shlex import quote
 
 from rfast_zmq.bench.suites.block import Suite
 from rfast_zmq.bench.suites.others import CHARLM, QUICK, RIVALS, scale
-from rfast_zmq.bench.suites.paper import PAPER_A, PAPER_B, PAPER_B_END, PAPER_B_OWN, PAPER_B_SPEEDS, PAPER_C
+from rfast_zmq.bench.suites.paper import (
+    PAPER_A,
+    PAPER_B,
+    PAPER_B_END,
+    PAPER_B_OWN,
+    PAPER_B_OWN_EVEN,
+    PAPER_B_SPEEDS,
+    PAPER_C,
+)
 from rfast_zmq.bench.suites.slow_links import SLOW_HOSTS, SLOW_LINKS
 from rfast_zmq.errors import UsageError
 
@@ -24,7 +32,7 @@ SUITES = {
             about="the paper's claims: (a) softmax regression over five topologies, in virtual time; (b) a perceptron"
             " in real processes; (c) a ResNet, in virtual time",
             costs="about 15 hours by estimate, of which (a) 2 and (c) 1½",
-            blocks=(PAPER_A, PAPER_B, PAPER_B_SPEEDS, PAPER_B_OWN, PAPER_B_END, PAPER_C),
+            blocks=(PAPER_A, PAPER_B, PAPER_B_SPEEDS, PAPER_B_OWN, PAPER_B_OWN_EVEN, PAPER_B_END, PAPER_C),
         ),
         Suite(
             name="rivals",

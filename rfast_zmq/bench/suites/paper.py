@@ -164,15 +164,16 @@ PAPER_B_OWN = Block(
     ground=replace(MLP, name="mlp-own", title=f"{MLP.title}, each at its own B", share_s=SLOWER * MLP.share_s),
     contestants=tuple(c for c in CONTESTANTS_B if c.label != SPARING),
     cells=(),
-    own_cells=(LABEL, IID, EVEN, IID_EVEN),
+    own_cells=(LABEL, IID),
     reference="ddp",
     tuning_seeds=4,
-    aims=(
-        _against_ddp(LABEL, 3.0, table="own"),
-        _against_ddp(IID, 3.5, table="own"),
-        _against_ddp(EVEN, 0.0, table="own"),
-        _against_ddp(IID_EVEN, 0.0, table="own"),
-    ),
+    aims=(_against_ddp(LABEL, 3.0, table="own"), _against_ddp(IID, 3.5, table="own")),
+)
+PAPER_B_OWN_EVEN = replace(
+    PAPER_B_OWN,
+    ground=replace(PAPER_B_OWN.ground, name="mlp-own-even", title=f"{PAPER_B_OWN.ground.title}, at even speeds"),
+    own_cells=(EVEN, IID_EVEN),
+    aims=(_against_ddp(EVEN, 0.0, table="own"), _against_ddp(IID_EVEN, 0.0, table="own")),
 )
 TO_THE_END = tuple(Cell(split=split, speeds="even", to_the_end=True) for split in ("label", "iid"))
 PAPER_B_END = Block(
