@@ -1,14 +1,19 @@
-"""``d-psgd``: synchronous gossip. Everybody averages with its neighbours in every round, and steps along its gradient::
+"""``d-psgd``: synchronous gossip. Everybody steps along its gradient and averages with its neighbours, every round::
 
-    x_i⁺ = Σ_j w_ij x_j − γ ∇f_i(x_i; ζ)        j over i and its neighbours; W symmetric, doubly stochastic
+    x_i⁺ = Σ_j w_ij (x_j − γ ∇f_j(x_j; ζ_j))    j over i and its neighbours; W symmetric, doubly stochastic
+    x_i⁺ = Σ_j w_ij x_j − γ ∇f_i(x_i; ζ_i)      with ``overlap`` = 1: the paper's Algorithm 1 to the letter
 
 The graph is the topology's, both of its graphs together and every edge both ways; w_ij = 1/(1 + max(d_i, d_j)) with the
-neighbours' numbers d (Metropolis), w_ii what is left. A node sends x_i as it begins its gradient, so that both take
-their time at once; it begins the next when it has the gradient and every neighbour's model of this round. What counts
-is the mean of the nodes' models, which the averaging keeps: mean x⁺ = mean x − γ · mean of the gradients.
+neighbours' numbers d (Metropolis), w_ii what is left. What counts is the mean of the nodes' models, which the averaging
+keeps: mean x⁺ = mean x − γ · mean of the gradients.
+
+The second form sends x_i as it begins its gradient, so that both take their time at once. It bears smaller steps: on
+a quadratic of curvature L, γL < 1 + λ_min(W), where the first bears γL < 2; and nodes' models lie further apart, for a
+step is not averaged in the round in which it is taken. So the first, which public implementations have, is the default.
+Either way a node begins the next gradient when it has every neighbour's word of this round.
 
 With a momentum rule each node keeps its own momentum. Of running averages (BatchNorm) everybody adds what its own have
-changed by, x_i⁺ = Σ_j w_ij x_j + r_i⁺ − r_i, so that the mean over nodes is that of the nodes' own.
+changed by, r_i⁺ − r_i, in the place of a step, so that the mean over nodes is that of the nodes' own.
 
 Source: Lian et al., "Can decentralized algorithms outperform centralized algorithms?" (arXiv 1705.09056), Algorithm 1.
 Departure: node weights scale the steps (their mean over nodes being 1 changes nothing).
@@ -26,6 +31,7 @@ from rfast_zmq.core.events import Action, GradientReady, Number
 from rfast_zmq.core.gossip import metropolis, neighbours
 from rfast_zmq.core.interface import NodeConfig
 from rfast_zmq.core.ordered import Ordered, OwnSteps
+from rfast_zmq.errors import UsageError
 
 
 class DPsgd(Ordered):
@@ -33,60 +39,78 @@ class DPsgd(Ordered):
 
     name: ClassVar[str] = "d-psgd"
     judged_by_mean: ClassVar[bool] = True
+    options: ClassVar[Mapping[str, float]] = {"overlap": 0.0}
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, float]) -> None:
+        if options["overlap"] not in (0.0, 1.0):
+            raise UsageError(f"--algorithm-option overlap={options['overlap']:g}: must be 0 or 1")
 
     def __init__(self, config: NodeConfig) -> None:
         around = neighbours(config.topology)
         super().__init__(config, around[config.rank], around[config.rank])
         self._weights = metropolis(around, config.rank)
         self._steps = OwnSteps(config)
+        self._overlaps = bool(config.options["overlap"])
+        """Models are sent before the step, not after it."""
         self._came_of: dict[tuple[int, int], deque[Tensor]] = {
             (j, b): deque() for j in self.hears_from for b in range(self.buckets)
         }
-        """Per neighbour and bucket its models that were not averaged yet: of this round, perhaps of the next."""
-        self._gradient_now: tuple[Tensor, ...] | None = None
-        self._samples = 0
+        """Per neighbour and bucket what it sent and was not averaged yet: of this round, perhaps of the next."""
+        self._after: list[Tensor] | None = None
+        """This node's models after its step, while others' words of the round are awaited. (With overlap what is
+        averaged is those before it.)"""
         self._contributed: dict[int, Tensor] = {}
         """Of each bucket of running averages, this node's own of the round before."""
         self._sent = False
 
     def _at(self) -> tuple[Tensor, ...] | None:
         model = tuple(x for x in self._x if x is not None)
-        return model if self._gradient_now is None and len(model) == self.buckets else None
+        return model if self._after is None and len(model) == self.buckets else None
 
     def _issued(self) -> list[Action]:
-        if self._sent:
+        if self._sent or not self._overlaps:
             return []
         self._sent = True
-        posts = [self._post(j, b, x) for j in self.sends_to for b, x in enumerate(self._x) if x is not None]
+        return self._tell([x for x in self._x if x is not None])
+
+    def _tell(self, models: list[Tensor]) -> list[Action]:
+        posts = [self._post(j, b, x) for j in self.sends_to for b, x in enumerate(models)]
         return [action for post in posts for action in post]
 
     def _plain(self, bucket: int, x: Tensor) -> Tensor:
         return self._steps.plain(bucket, x, self.config.weight)
 
     def _computed(self, gradient: tuple[Tensor, ...], event: GradientReady) -> list[Action]:
-        self._gradient_now, self._samples = gradient, event.samples
-        return self._mix()
+        self._after = [self._step(b, g) for b, g in enumerate(gradient)]
+        self._steps.done(event.samples)
+        actions = [] if self._overlaps else self._tell(self._after)
+        self._mix()
+        return actions
+
+    def _step(self, b: int, g: Tensor) -> Tensor:
+        """This node's model of a bucket after the step of this round."""
+        x = self._x[b]
+        assert x is not None
+        if self.config.layout.buckets[b].kind == "averages":
+            before, self._contributed[b] = self._contributed.get(b, x), g
+            return x + (g - before)
+        return x + self._steps.change(b, x, g, self.config.weight)
 
     def _came(self, src: int, bucket: int, payload: Tensor, numbers: Mapping[str, Number]) -> list[Action]:
         self._came_of[src, bucket].append(payload)
-        return self._mix()
+        self._mix()
+        return []
 
-    def _mix(self) -> list[Action]:
-        """If everybody's model of this round is there, and the gradient."""
-        if self._gradient_now is None or not all(self._came_of.values()):
-            return []
-        for b, (x, g) in enumerate(zip(self._x, self._gradient_now, strict=True)):
+    def _mix(self) -> None:
+        """If everybody's word of this round is there, and the step is taken."""
+        if self._after is None or not all(self._came_of.values()):
+            return
+        own = self._weights[self.rank]
+        for b, (x, stepped) in enumerate(zip(self._x, self._after, strict=True)):
             assert x is not None
-            mixed = x * self._weights[self.rank]
+            mixed = stepped - (1.0 - own) * x if self._overlaps else own * stepped
             for j in self.hears_from:
                 mixed.add_(self._came_of[j, b].popleft(), alpha=self._weights[j])
-            if self.config.layout.buckets[b].kind == "averages":
-                before = self._contributed.get(b)
-                mixed.add_(g - (x if before is None else before))
-                self._contributed[b] = g
-            else:
-                mixed.add_(self._steps.change(b, x, g, self.config.weight))
             self._x[b] = mixed
-        self._steps.done(self._samples)
-        self._gradient_now, self._sent = None, False
-        return []
+        self._after, self._sent = None, False

@@ -6,7 +6,8 @@ that counts is what it has of the one over what it has of the other::
     z_i   = x_i / y_i                                   Σ y = n and Σ x are kept, whatever the graph
 
 ``sgp`` awaits the shares of this round from everybody who hands it some. ``osgp`` (overlap, τ = 1) sends its shares,
-goes on computing, and takes up what has come when the gradient is done; it waits only for whoever is more than a round
+goes on computing, and when the gradient is done takes up what has come meanwhile, so that it goes on with the shares
+that are sent then: a word is a round on its way from node to node. It waits only for whoever is more than a round
 behind.
 
 The graph is A, where everybody reaches everybody along it, else the topology's two graphs with every edge both ways.
@@ -82,7 +83,7 @@ class Sgp(Ordered):
         return self._steps.plain(bucket, x, self.config.weight)
 
     def _computed(self, gradient: tuple[Tensor, ...], event: GradientReady) -> list[Action]:
-        actions: list[Action] = []
+        actions = self._take_up()  # so that what has come is handed on in this round
         takers = self._turns[self._handed % len(self._turns)]
         share = 1.0 / (1 + len(takers))
         for b, (z, g) in enumerate(zip(self._x, gradient, strict=True)):

@@ -156,31 +156,52 @@ def mixing(topology: Topology) -> np.ndarray:
     return np.array([[metropolis(around, i).get(j, 0.0) for j in range(5)] for i in range(5)])
 
 
+@pytest.mark.parametrize("overlap", [0.0, 1.0])
 @pytest.mark.parametrize("shape", ["ring", "binary-tree", "mesh", "exponential"])
-def test_d_psgd_is_its_recursion_and_keeps_the_mean(shape: str) -> None:
-    net = started("d-psgd", shape)
+def test_d_psgd_is_its_recursion_and_keeps_the_mean(shape: str, overlap: float) -> None:
+    net = started("d-psgd", shape, options={"overlap": overlap})
     lockstep(net, ROUNDS)
     w = mixing(net.topology)
     np.testing.assert_allclose(w, w.T)
     np.testing.assert_allclose(w.sum(0), 1.0)
     x = np.tile(np.linspace(-1, 1, 7), (5, 1))
     for _ in range(ROUNDS):
-        x = w @ x - LR * descent(net.problem, x)
+        steps = LR * descent(net.problem, x)
+        x = w @ x - steps if overlap else w @ (x - steps)
     np.testing.assert_allclose(models(net), x, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize("overlap", [0.0, 1.0])
 @pytest.mark.parametrize("shape", ["ring", "mesh"])
-def test_d_psgd_ends_at_the_fixed_point_of_its_recursion_nearer_to_the_optimum_for_a_smaller_step(shape: str) -> None:
-    """x = W x − γ H (x − b): on uneven data the nodes stay apart, and their mean beside the optimum."""
+def test_d_psgd_ends_at_the_fixed_point_of_its_recursion_nearer_to_the_optimum_for_a_smaller_step(
+    shape: str, overlap: float
+) -> None:
+    """x = W x − γ V H (x − b) with V = W, or the identity where the exchange overlaps: on uneven data the nodes stay
+    apart, and their mean beside the optimum."""
     bias = []
     for lr, rounds in ((0.4, 80), (0.1, 320)):
-        net = started("d-psgd", shape, lr=lr)
+        net = started("d-psgd", shape, lr=lr, options={"overlap": overlap})
         lockstep(net, rounds)
         w, h, b = mixing(net.topology), net.problem.H, net.problem.b
-        x = [np.linalg.solve(np.eye(5) - w + lr * np.diag(h[:, c]), lr * h[:, c] * b[:, c]) for c in range(7)]
+        v = lr * (np.eye(5) if overlap else w)
+        x = [np.linalg.solve(np.eye(5) - w + v @ np.diag(h[:, c]), v @ (h[:, c] * b[:, c])) for c in range(7)]
         np.testing.assert_allclose(models(net), np.transpose(x), atol=1e-6)
         bias.append(abs(np.mean(x, 1) - net.problem.optimum()).max())
     assert 0 < bias[1] < bias[0] / 2
+
+
+def test_d_psgd_bears_larger_steps_where_the_exchange_does_not_overlap() -> None:
+    """On the ring λ_min(W) < 0: with curvature L at every node, γL < 1 + λ_min(W) with overlap, and γL < 2 without."""
+    least = np.linalg.eigvalsh(mixing(topology_of("ring", 5)))[0]
+    assert least < 0
+    ends = {}
+    for overlap in (0.0, 1.0):
+        net = started("d-psgd", "ring", lr=1.0, options={"overlap": overlap})
+        net.problem.H = np.full_like(net.problem.H, 1.2)
+        lockstep(net, 200)
+        ends[overlap] = np.abs(models(net)).max()
+    assert 1.0 + least < 1.2 < 2.0
+    assert ends[0.0] < 10.0 < ends[1.0]
 
 
 def shares(topology: Topology) -> np.ndarray:
@@ -253,6 +274,32 @@ def test_osgp_ends_near_the_optimum_nearer_for_a_smaller_step_and_keeps_its_weig
         assert weights_of(net) == pytest.approx(5 * len(net.layout.buckets))
     assert errors[1] < 0.02
     assert errors[1] < errors[0] / 2
+
+
+@pytest.mark.parametrize("shape", ["ring", "binary-tree", "exponential"])
+def test_osgp_hands_on_in_this_round_what_came_while_its_gradient_was_computed(shape: str) -> None:
+    """Where all are as fast and every word is half a round on its way: x½ = x + what came − γ g, of which shares go."""
+    net = started("osgp", shape)
+    p, begin = shares(net.topology), np.tile(np.linspace(-1, 1, 7), (5, 1))
+    own = np.diag(np.diag(p))
+    x, y, came_x, came_y = begin, np.ones((5, 1)), np.zeros((5, 7)), np.zeros((5, 1))
+    while net.dirty or net.flying:  # the first model
+        for edge, bucket in list(net.dirty):
+            net.speak(edge, bucket)
+        while net.flying:
+            net.deliver(0)
+    for _ in range(ROUNDS):
+        for rank in range(5):
+            net.compute(rank)
+        while net.flying:
+            net.deliver(0)
+        for rank in range(5):
+            net.finish(rank)
+        while net.dirty:
+            net.speak(*next(iter(net.dirty)))
+        half, whole = x + came_x - LR * descent(net.problem, x / y), y + came_y
+        x, y, came_x, came_y = own @ half, own @ whole, (p - own) @ half, (p - own) @ whole
+    np.testing.assert_allclose(models(net), x / y, rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", RIVALS)
