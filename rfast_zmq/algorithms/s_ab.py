@@ -1,19 +1,21 @@
 """``s-ab``: synchronous push-pull (AB) with stochastic gradients: gradient tracking over two graphs, round for round::
 
-    x_i⁺ = Σ_j w_ij x_j − γ y_i                                   over the pull graph W, whose rows sum to 1
+    x_i⁺ = Σ_j w_ij (x_j − γ y_j)                                 over the pull graph W, whose rows sum to 1
+    x_i⁺ = Σ_j w_ij x_j − γ y_i                                   the same with ``overlap`` = 1
     y_i⁺ = Σ_j a_ij y_j + ∇f_i(x_i⁺; ζ⁺) − ∇f_i(x_i; ζ)           over the push graph A, whose columns sum to 1
 
 y begins as the first gradient, and Σ y is the sum of the nodes' newest gradients in every round. It is R-FAST without
 what makes that robust: no running sums and no buffers, so every message counts, and nobody goes on before all its
-in-neighbours' words of the round are there. A node sends x_i as it begins its gradient, and a_ji y_i as soon as it has
-y_i, so that both travel while the next gradient is computed.
+in-neighbours' words of the round are there. A node sends a_ji y_i as soon as it has y_i, so that it travels while the
+next gradient is computed; x_i − γ y_i then, too, and waits for the others'. With overlap it sends x_i as it begins its
+gradient and waits for no model, but bears smaller steps.
 
 The graphs and weights are the topology's, as ``rfast`` has them. What counts is the root's model. Of running averages
 (BatchNorm) a node adds what its own have changed by to its neighbours' mix.
 
 Sources: Xin, Sahu, Khan, Kar, "Distributed stochastic optimization with gradient tracking over strongly-connected
-networks" (arXiv 1903.07266), S-AB; Pu, Shi, Xu, Nedić, "Push-pull gradient methods for distributed optimization in
-networks" (arXiv 1810.06653), for graphs that share a root only.
+networks" (arXiv 1903.07266), S-AB, with overlap; Pu, Shi, Xu, Nedić, "Push-pull gradient methods for distributed
+optimization in networks" (arXiv 1810.06653), without, and for graphs that share a root only.
 Departures: node weights scale the gradients. Models, too, travel on edges of A here, marked as such: those of W
 carry the first model and the end of the run (``rfast_zmq/core/ordered.py``).
 """
@@ -29,6 +31,7 @@ from torch import Tensor
 from rfast_zmq.core.events import Action, GradientReady, Number
 from rfast_zmq.core.interface import NodeConfig
 from rfast_zmq.core.ordered import Ordered, OwnSteps
+from rfast_zmq.errors import UsageError
 
 
 class SAb(Ordered):
@@ -37,6 +40,12 @@ class SAb(Ordered):
     name: ClassVar[str] = "s-ab"
     optimizers: ClassVar[tuple[str, ...]] = ("sgd",)
     data_numbers: ClassVar[Mapping[str, type]] = {"mass": bool}
+    options: ClassVar[Mapping[str, float]] = {"overlap": 0.0}
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, float]) -> None:
+        if options["overlap"] not in (0.0, 1.0):
+            raise UsageError(f"--algorithm-option overlap={options['overlap']:g}: must be 0 or 1")
 
     def __init__(self, config: NodeConfig) -> None:
         topology, rank = config.topology, config.rank
@@ -45,8 +54,12 @@ class SAb(Ordered):
         self._models_to, self._masses_from = topology.pull_out(rank), topology.push_in(rank)
         super().__init__(config, {*self._models_to, *self._a}, {*self._w, *self._masses_from})
         self._steps = OwnSteps(config)
+        self._overlaps = bool(config.options["overlap"])
+        """Models are sent before the step, not after it."""
         self._models_came = {(j, b): deque[Tensor]() for j in self._w for b in range(self.buckets)}
         self._masses_came = {(j, b): deque[Tensor]() for j in self._masses_from for b in range(self.buckets)}
+        self._stepped: list[Tensor] = []
+        """This node's models after the step of this round."""
         self._y: list[Tensor] = []
         """Empty before the first gradient."""
         self._g: list[Tensor] = []
@@ -63,15 +76,14 @@ class SAb(Ordered):
         return model if self._mixed and self._new is None and len(model) == self.buckets else None
 
     def _issued(self) -> list[Action]:
-        if self._sent:
+        if self._sent or not self._overlaps:
             return []
         self._sent = True
-        actions: list[Action] = []
-        for b, x in enumerate(self._x):
-            assert x is not None
-            for j in self._models_to:
-                actions += self._post(j, b, x, mass=False)
-        return actions
+        return self._tell([x for x in self._x if x is not None])
+
+    def _tell(self, models: list[Tensor]) -> list[Action]:
+        posts = [self._post(j, b, x, mass=False) for j in self._models_to for b, x in enumerate(models)]
+        return [action for post in posts for action in post]
 
     def _computed(self, gradient: tuple[Tensor, ...], event: GradientReady) -> list[Action]:
         self._new, self._samples = gradient, event.samples
@@ -95,9 +107,9 @@ class SAb(Ordered):
         return actions
 
     def _track(self, gradient: tuple[Tensor, ...]) -> list[Action]:
-        """y of this round, and what others get of it."""
+        """y of this round and the step along it, and what others get of both."""
         actions: list[Action] = []
-        kept, ys, gs = 1.0 - sum(self._a.values()), [], []
+        kept, ys, gs, stepped = 1.0 - sum(self._a.values()), [], [], []
         for b, (x, g) in enumerate(zip(self._x, gradient, strict=True)):
             assert x is not None
             masses = [self._masses_came[j, b].popleft() for j in self._masses_from] if self._y else []
@@ -110,17 +122,18 @@ class SAb(Ordered):
                 actions += self._post(j, b, a * y, mass=True)
             ys.append(y)
             gs.append(g)
-        self._y, self._g = ys, gs
-        return actions
+            averages = self.config.layout.buckets[b].kind == "averages"
+            stepped.append(x + (y if averages else self._steps.change(b, x, y)))
+        self._steps.done(self._samples)
+        self._y, self._g, self._stepped = ys, gs, stepped
+        return actions if self._overlaps else actions + self._tell(stepped)
 
     def _pull(self) -> None:
         """x of the next round."""
         own = 1.0 - sum(self._w.values())
-        for b, (x, y) in enumerate(zip(self._x, self._y, strict=True)):
+        for b, (x, stepped) in enumerate(zip(self._x, self._stepped, strict=True)):
             assert x is not None
-            mixed = own * x
+            mixed = stepped - (1.0 - own) * x if self._overlaps else own * stepped
             for j, w in self._w.items():
                 mixed.add_(self._models_came[j, b].popleft(), alpha=w)
-            averages = self.config.layout.buckets[b].kind == "averages"
-            self._x[b] = mixed.add_(y if averages else self._steps.change(b, x, y))
-        self._steps.done(self._samples)
+            self._x[b] = mixed

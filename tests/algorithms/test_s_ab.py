@@ -15,9 +15,10 @@ LR, ROUNDS, X0 = 0.05, 12, np.linspace(-1, 1, 7)
 SHAPES = ["binary-tree", "line", "ring", "exponential", "mesh", "split-roots"]
 
 
-def started(shape: str, nodes: int = 5, lr: float = LR) -> Network:
+def started(shape: str, nodes: int = 5, lr: float = LR, overlap: float = 0.0) -> Network:
     problem = Quadratic(nodes, 7, weights=np.linspace(0.5, 1.5, nodes).tolist())
-    return Network("s-ab", topology_of(shape, nodes), problem, bucket=2, every_initial=False, lr=lr)
+    options = {"overlap": overlap}
+    return Network("s-ab", topology_of(shape, nodes), problem, bucket=2, every_initial=False, lr=lr, options=options)
 
 
 def lockstep(net: Network, rounds: int, seed: int) -> None:
@@ -58,9 +59,10 @@ def trackers(net: Network) -> np.ndarray:
 
 
 @pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("overlap", [0.0, 1.0])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_recursion_of_the_papers_whatever_comes_when(shape: str, seed: int) -> None:
-    net = started(shape)
+def test_the_recursion_of_the_papers_whatever_comes_when(shape: str, overlap: float, seed: int) -> None:
+    net = started(shape, overlap=overlap)
     lockstep(net, ROUNDS, seed)
     w, a = matrices(net.topology)
 
@@ -70,7 +72,7 @@ def test_the_recursion_of_the_papers_whatever_comes_when(shape: str, seed: int) 
     x = np.tile(X0, (5, 1))
     y = before = gradients(x)
     for k in range(ROUNDS):
-        x = w @ x - LR * y
+        x = w @ x - LR * y if overlap else w @ (x - LR * y)
         if k < ROUNDS - 1:
             now = gradients(x)
             y, before = a @ y + now - before, now
@@ -79,10 +81,11 @@ def test_the_recursion_of_the_papers_whatever_comes_when(shape: str, seed: int) 
     np.testing.assert_allclose(trackers(net).sum(0), before.sum(0), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("overlap", [0.0, 1.0])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_it_ends_at_the_optimum_of_uneven_data_at_a_fixed_step(shape: str) -> None:
+def test_it_ends_at_the_optimum_of_uneven_data_at_a_fixed_step(shape: str, overlap: float) -> None:
     """Not beside it, as gossip does."""
-    net = started(shape, lr=0.03)
+    net = started(shape, lr=0.03, overlap=overlap)
     lockstep(net, 300, 0)
     for rank in range(5):
         np.testing.assert_allclose(net.model(rank), net.problem.optimum(), atol=2e-3)
