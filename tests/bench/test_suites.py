@@ -449,6 +449,17 @@ def test_a_seed_that_was_never_at_the_target_counts_as_never() -> None:
     assert ratios({0: 4.0, 1: None, 2: 1.0, 3: None}, {0: 2.0, 1: 2.0, 2: None, 3: None}) == [2.0, inf, 0.0]
 
 
+def test_who_gets_there_where_the_others_never_do_is_not_said_to_be_never_there(done: Path) -> None:
+    (table, *_) = tables_of(toy(BLOCK), Store(done, "toy"))
+    theirs = table.named(BLOCK.reference)
+    assert theirs is not None
+    theirs.runs[0]["target_s"] = None
+    lines = section(TOY, [table], [], []).splitlines()
+    (ours,) = (line for line in lines if line.startswith("| `rfast-tree` |"))
+    assert " to ∞) |" in ours
+    assert "never" not in ours
+
+
 @pytest.mark.parametrize("kind", [FIXED, OWN])
 def test_real_processes_follow_at_the_lr_found_in_virtual_time(done: Path, tmp_path: Path, kind: str) -> None:
     """At the block's B, and, in a block that has nothing else, at the B that was found."""
@@ -510,6 +521,32 @@ def test_runs_of_other_code_are_made_again_and_a_report_of_both_says_so(done: Pa
     assert f"done: {len(old)} runs" in said[-1]
     assert store.runs == Store(done, "toy").runs
     assert "more than one state of the code" not in write(tmp_path)[0].read_text()
+
+
+def test_runs_of_other_data_side_by_side_are_pointed_out(done: Path, tmp_path: Path) -> None:
+    copytree(done, tmp_path, dirs_exist_ok=True)
+    rows = [json.loads(line) for line in (tmp_path / RUNS).read_text().splitlines()]
+    for name, warned in (("one", False), ("another", True)):
+        for row in rows:
+            row["data"] = name if row["contestant"] == ALONE else "one"
+        (tmp_path / RUNS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert ("more than one data file" in write(tmp_path)[0].read_text()) == warned
+
+
+def test_who_was_searched_anew_and_has_not_run_since_stands_there_as_before(done: Path, tmp_path: Path) -> None:
+    copytree(done, tmp_path, dirs_exist_ok=True)
+    before = tables_of(toy(BLOCK), Store(done, "toy"))
+    store = Store(tmp_path, "toy")
+    store.add_tuned({**store.tuned()[0], "lr": 1e-9, "series": "of another lr"})
+    assert tables_of(toy(BLOCK), Store(tmp_path, "toy")) == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full to write to")
+def test_a_full_disk_is_said_in_one_line(tmp_path: Path) -> None:
+    store = Store(tmp_path, "toy")
+    (tmp_path / RUNS).symlink_to("/dev/full")
+    with pytest.raises(RfastError, match=r"runs\.jsonl: No space left on device; what was done before is kept"):
+        store.add({"key": "a"})
 
 
 def test_a_figure_that_was_not_measured_stands_in_the_report_with_the_reason(done: Path) -> None:
@@ -713,7 +750,19 @@ def test_every_suite_is_listed_with_the_data_that_it_wants(capsys: pytest.Captur
         (["bench", "run", "quick", "--tables", "both", "--out", "{}"], "--tables both: fixed or own"),
         (["bench", "run", "quick", "--seeds", "0", "--out", "{}"], "--seeds 0: must be 1 or more"),
         (["bench", "run", "quick", "--jobs", "0", "--out", "{}"], "--jobs 0: must be 1 or more"),
-        (["bench", "run", "quick", "--first-seed", "995", "--out", "{}"], "--first-seed 995"),
+        (
+            ["bench", "run", "quick", "--first-seed", "995", "--out", "{}"],
+            "--first-seed 995 and --seeds 10: seeds",
+        ),
+        (["bench", "run", "quick", "--seeds", "2000", "--out", "{}"], "--first-seed 0 and --seeds 2000: seeds 1000"),
+        (
+            ["bench", "run", "scale", "--part", "512", "--only", "rfast-tree", "osgp", "--out", "{}"],
+            "--only osgp: nothing is left of it",
+        ),
+        (
+            ["bench", "run", "paper", "--tables", "own", "--cells", "iid/straggler", "label/lognormal", "--out", "{}"],
+            "--cells label/lognormal: nothing is left of it",
+        ),
         (["bench", "report", "{}"], "holds no suite"),
     ],
 )

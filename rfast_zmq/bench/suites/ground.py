@@ -252,9 +252,16 @@ class Job:
 
 @cache
 def digest(path: str) -> str:
-    """Of what is in a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Of what is in a file.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}; give a file that can be read") from None
 
 
 def no_wait_rate(ground: Ground, cell: Cell) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from rfast_zmq.algorithms import METHODS
-from rfast_zmq.bench.suites.ground import Job, task_file
+from rfast_zmq.bench.suites.ground import Job, digest, task_file
 from rfast_zmq.bench.suites.tuning import Score
 from rfast_zmq.errors import RfastError
 from rfast_zmq.launch import run
@@ -53,6 +53,7 @@ def perform(job: Job) -> Row:
         "versions": versions(),
         "code": code(job.ground.task, job.simulated),
         "processor": processor(),
+        "data": job.data and digest(job.data)[:12],
     }
     if job.cell.loss and not METHODS[settings.algorithm].bears_loss:
         return row | {"stops": "it counts on every message"}

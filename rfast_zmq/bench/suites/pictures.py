@@ -56,10 +56,7 @@ def draw(tables: Sequence[Table], folder: Path, name: str) -> list[Path]:
     Raises:
         UsageError: matplotlib is missing.
     """
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError:
-        raise UsageError("drawing needs matplotlib: pip install 'rfast-zmq[demo]'") from None
+    _need_matplotlib()
     made = []
     for kind in (FIXED, OWN):
         timed = [t for t in tables if t.kind == kind and not t.cell.to_the_end]
@@ -148,13 +145,24 @@ def _times_panel(axes: Axes, table: Table) -> None:
 # ----------------------------------------------------------------------- the same on more and more nodes
 
 
+def _need_matplotlib() -> None:
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        raise UsageError("drawing needs matplotlib: pip install 'rfast-zmq[demo]'") from None
+
+
 def growth(tables: Sequence[Table], path: Path) -> Path:
     """A panel a cell: the time to the target over the number of nodes, beside that of never waiting.
 
     Args:
         tables: of grounds that differ in the number of nodes.
         path: of the picture.
+
+    Raises:
+        UsageError: matplotlib is missing.
     """
+    _need_matplotlib()
     from matplotlib.figure import Figure
 
     cells = list(dict.fromkeys(t.cell for t in tables))

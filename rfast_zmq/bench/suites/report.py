@@ -13,7 +13,7 @@ from rfast_zmq.bench.suites.catalogue import suite as named
 from rfast_zmq.bench.suites.ground import SIGMA, STRAGGLER_FACTOR, STRAGGLER_RANK, Ground
 from rfast_zmq.bench.suites.runner import FIXED, OWN
 from rfast_zmq.bench.suites.standings import NOT_RUN, Reached, Standing, Table, ratios, reached, spread, tables_of
-from rfast_zmq.bench.suites.store import Store
+from rfast_zmq.bench.suites.store import Row, Store
 from rfast_zmq.errors import UsageError
 
 KINDS = {FIXED: "B = {batch}, each at its best lr", OWN: "each at its own best B and lr"}
@@ -32,7 +32,7 @@ def write(folder: Path, page: Path | None = None) -> list[Path]:
         The files written.
 
     Raises:
-        UsageError: no suite, no runs yet, or no mark of this suite on the page.
+        UsageError: no suite, no runs yet, no mark of this suite on the page, or a page that cannot be written.
     """
     store = Store(folder, None)
     tables = tables_of(named(store.suite), store)
@@ -73,7 +73,10 @@ def write(folder: Path, page: Path | None = None) -> list[Path]:
         page, text = folder / "report.md", f"# {store.suite}\n\n" + "\n".join(shown) + _tuning(tables)
     elif not shown:
         raise UsageError(f"--page {page}: has no <!-- {store.suite}/{grounds[0].name} -->, nor another ground's mark")
-    page.write_text(text, encoding="utf-8")
+    try:
+        page.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{page}: cannot be written: {error.strerror}") from None
     return [page, *made]
 
 
@@ -132,9 +135,6 @@ def _conditions(grounds: Sequence[Ground], tables: Sequence[Table], compared: bo
     rows = [row for t in tables for s in t.standings for row in s.runs.values()]
     seeds = sorted({row["seed"] for row in rows})
     processors = sorted({row["processor"] for row in rows})
-    mixed = (
-        "" if len({row.get("code") for row in rows}) < 2 else " **The runs are of more than one state of the code.**"
-    )
     torches = sorted({row["versions"].get("torch", "?") for row in rows})
     how = (
         f"in virtual time, each node on a line of {ground.bytes_per_s * 8 / 1e6:,.4g} Mbit/s out and in,"
@@ -164,8 +164,19 @@ def _conditions(grounds: Sequence[Ground], tables: Sequence[Table], compared: bo
     return (
         f"{nodes} nodes, {how}. Computing is emulated: {share}{occur}. {end}. Medians"
         f" of seeds {_ranges(seeds)} (least to most){', compared seed by seed' if compared else ''}."
-        f" torch {', '.join(torches)}; {', '.join(processors)}.{mixed}"
+        f" torch {', '.join(torches)}; {', '.join(processors)}.{_mixed(tables, rows)}"
     )
+
+
+def _mixed(tables: Sequence[Table], rows: Sequence[Row]) -> str:
+    """A warning where what stands side by side was not made alike."""
+    whats = {"code": "state of the code", "data": "data file"}
+    if all(t.block.ground.simulated for t in tables):
+        rows = [*rows, *(row for t in tables if t.alone for row in t.alone.runs.values())]
+    else:  # whose one machine is in virtual time, by other code
+        whats["processor"] = "kind of machine"
+    found = [what for name, what in whats.items() if len({row[name] for row in rows if row.get(name)}) > 1]
+    return "".join(f" **The runs are of more than one {what}.**" for what in found)
 
 
 def _table(table: Table) -> str:
@@ -196,7 +207,7 @@ def _table(table: Table) -> str:
             row += [spread(s.values("wall_s").values(), _seconds)]
         else:
             row += [_time(s)]
-            row += [spread(ratios(base, s.values("target_s")), "{:.2f}".format)] if base else []
+            row += [_times(ratios(base, s.values("target_s")))] if base else []
             row += [spread(s.values("target_samples").values(), "{:,.0f}".format)]
             row += [_megabytes(s)]
         row += [_middle(s, "waited_share", "{:.0%}")]
@@ -208,13 +219,11 @@ def _table(table: Table) -> str:
         settings = [*([f"{alone.batch}"] if own else []), f"{alone.contestant.optimizer} {alone.lr:.3g}"]
         samples = spread(alone.values("target_samples").values(), "{:,.0f}".format)
         limit = spread(table.limit_s().values(), _seconds)
-        waits = spread(ratios(base, table.limit_s()), "{:.2f}".format)
+        waits = _times(ratios(base, table.limit_s()))
         blank = [""] * (1 if ground.simulated else 3)
         where = "" if ground.simulated else ", in virtual time"
         times = [(f"no-wait limit{where}", limit, waits)]
-        times += [
-            (f"one machine{where}", _time(alone), spread(ratios(base, alone.values("target_s")), "{:.2f}".format))
-        ]
+        times += [(f"one machine{where}", _time(alone), _times(ratios(base, alone.values("target_s"))))]
         for name, time_s, over in times:
             lines.append([f"*{name}*", *settings, time_s, *([over] if base else []), samples, "", *blank])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -227,6 +236,11 @@ def _time(s: Standing) -> str:
         ended = _middle(s, "accuracy", "{:.3f}")
         return f"never ({f'diverged in {diverged} of {len(s.runs)}' if diverged else f'{ended} at the end'})"
     return spread(s.values("target_s").values(), _seconds)
+
+
+def _times(values: Sequence[float]) -> str:
+    """Ratios: infinite where only the one got there that others' times are divided by its own."""
+    return spread(values, "{:.2f}".format, "∞")
 
 
 def _megabytes(s: Standing) -> str:
@@ -253,7 +267,7 @@ def _figure(f: Reached) -> str:
     goal = f"{sign} {aim.least:g}{unit}" if aim.least else "stated"
     if not f.values:
         return f"| {aim.what}{own if f.why != NOT_RUN else ''}{over}; {where} | {goal} | {f.why} | |"
-    measured = spread(f.values, "{:.2f}".format) + unit
+    measured = _times(f.values) + unit
     if f.value == inf:
         measured = f"`{aim.over}` never got there" if min(f.values) == f.value else f"{measured} (never: `{aim.over}`)"
     verdict = "reached" if f.reached else "**not reached**"

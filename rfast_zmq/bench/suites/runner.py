@@ -314,7 +314,8 @@ def chosen_blocks(suite: Suite, choice: Choice) -> list[Block]:
     last = choice.first_seed + (choice.seeds or 10)
     if choice.first_seed < 0 or (choice.first_seed < TUNING_SEEDS[-1] + 1 and last > TUNING_SEEDS[0]):
         raise UsageError(
-            f"--first-seed {choice.first_seed}: seeds {TUNING_SEEDS[0]} to {TUNING_SEEDS[-1]} are for tuning; try 0"
+            f"--first-seed {choice.first_seed} and --seeds {last - choice.first_seed}: seeds {TUNING_SEEDS[0]} to"
+            f" {TUNING_SEEDS[-1]} are for tuning; begin at 0, with at most {TUNING_SEEDS[0]} of them"
         )
     if choice.jobs < 1:
         raise UsageError(f"--jobs {choice.jobs}: must be 1 or more")
@@ -324,6 +325,12 @@ def chosen_blocks(suite: Suite, choice: Choice) -> list[Block]:
     blocks = [block for block in blocks if any(not e.contestant.alone for e in entries(block, choice))]
     if not blocks:
         raise UsageError(f"{suite.name}: nothing is left of it by --part, --only, --cells and --tables; leave one out")
+    left = [e for block in blocks for e in entries(block, choice)]
+    runs = {"only": {e.contestant.label for e in left}, "cells": {e.cell.key for e in left}}
+    for flag, given in (("only", choice.only), ("cells", choice.cells)):
+        for name in given:
+            if name not in runs[flag]:
+                raise UsageError(f"--{flag} {name}: nothing is left of it by --part, --only, --cells and --tables")
     for ground in (block.ground for block in blocks):
         if ground.data is not None and ground.data not in choice.data:
             raise UsageError(f"--{ground.data} is missing: {ground.title} needs the file; see nodes/{ground.task}")

@@ -139,11 +139,13 @@ def tables_of(suite: Suite, store: Store) -> list[Table]:
     for row in store.runs.values():
         if row["seed"] not in TUNING_SEEDS:
             series.setdefault(row["series"], {})[row["seed"]] = row
-    tuned = {(r["ground"], r["cell"], r["contestant"], r["table"]): r for r in store.tuned()}
+    # Who was searched anew and has not run with what was found stands there as before.
+    there = [r for r in store.tuned() if r["series"] in series]
+    tuned = {(r["ground"], r["cell"], r["contestant"], r["table"]): r for r in there}
 
     def standing(block: Block, cell: Cell, contestant: Contestant, kind: str) -> Standing | None:
         best = tuned.get((block.ground.name, cell.key, contestant.label, kind))
-        if best is None or best["series"] not in series:
+        if best is None:
             return None
         runs = dict(sorted(series[best["series"]].items()))
         optimizer, batch, lr = best["optimizer"], best["batch"], best["lr"]
@@ -216,10 +218,10 @@ def ratios(a: dict[int, float | None], b: dict[int, float | None]) -> list[float
     return found
 
 
-def spread(values: Iterable[float | None], show: Callable[[float], str]) -> str:
-    """``median (least to most)``; None and infinite are never. Empty: a dash."""
+def spread(values: Iterable[float | None], show: Callable[[float], str], infinite: str = "never") -> str:
+    """``median (least to most)``; ``infinite`` stands for None and infinite. Empty: a dash."""
     found = sorted(inf if v is None else v for v in values)
     if not found:
         return "–"
-    middle, least, most = (show(v) if v < inf else "never" for v in (median(found), found[0], found[-1]))
+    middle, least, most = (show(v) if v < inf else infinite for v in (median(found), found[0], found[-1]))
     return middle if least == middle == most else f"{middle} ({least} to {most})"

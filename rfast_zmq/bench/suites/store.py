@@ -8,7 +8,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from rfast_zmq.errors import UsageError
+from rfast_zmq.errors import RfastError, UsageError
 
 Row = dict[str, Any]
 RUNS, TUNED, SUITE = "runs.jsonl", "tuned.jsonl", "suite.json"
@@ -53,7 +53,11 @@ class Store:
             self._keep(row)
 
     def add(self, row: Row) -> None:
-        """Note a run."""
+        """Note a run.
+
+        Raises:
+            RfastError: it cannot be written (a full disk).
+        """
         self._keep(row)
         _append(self.folder / RUNS, row)
 
@@ -64,24 +68,32 @@ class Store:
             self.runs[row["key"]] = row
 
     def tuned(self) -> list[Row]:
-        """What was found to be best, the newest of each contestant, cell and table."""
-        rows = {(r["ground"], r["cell"], r["contestant"], r["table"]): r for r in _lines(self.folder / TUNED)}
-        return list(rows.values())
+        """What was found to be best, oldest first."""
+        return list(_lines(self.folder / TUNED))
 
     def add_tuned(self, row: Row) -> None:
-        """Note what was found to be best."""
+        """Note what was found to be best.
+
+        Raises:
+            RfastError: as :meth:`add`.
+        """
         _append(self.folder / TUNED, row)
 
 
 def _append(path: Path, row: Row) -> None:
     """A line of its own even after one that was cut short."""
     text = json.dumps(row, allow_nan=False) + "\n"
-    with path.open("ab+") as file:
-        if file.tell():
-            file.seek(-1, 2)
-            if file.read(1) != b"\n":
-                text = "\n" + text
-        file.write(text.encode())
+    try:
+        with path.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, 2)
+                if file.read(1) != b"\n":
+                    text = "\n" + text
+            file.write(text.encode())
+    except OSError as error:
+        raise RfastError(
+            f"{path}: {error.strerror}; what was done before is kept, and the same command goes on from there"
+        ) from None
 
 
 def _lines(path: Path) -> Iterable[Row]:
