@@ -489,7 +489,8 @@ def test_a_run_that_did_not_end_by_itself_is_tried_again_and_does_not_stop_the_o
     def perform(job: Job) -> dict[str, Any]:
         tried.append((job.contestant.label, job.seed))
         if job.contestant.label == "rfast-tree" and (job.seed == 1 or tried.count(tried[-1]) == 1):
-            raise Incomplete(f"{job.title}: rank 2 did not end by itself")
+            killed = RfastError("rank 2 ended before the run began (exit status -9)")
+            raise killed if job.seed else Incomplete("rank 2 did not end by itself")
         row = {
             "key": job.key,
             "series": job.series,
@@ -499,7 +500,7 @@ def test_a_run_that_did_not_end_by_itself_is_tried_again_and_does_not_stop_the_o
         return {**row, "target_s": 1.0, "simulated": False, "contestant": job.contestant.label}
 
     monkeypatch.setattr(runner, "perform", perform)
-    with pytest.raises(RfastError, match="1 runs did not end by themselves twice"):
+    with pytest.raises(RfastError, match="1 runs failed twice"):
         simulate(tmp_path, real, replace(CHOICE, seeds=2))
     assert sorted(tried) == sorted([("rfast-tree", 0), ("rfast-tree", 1)] * 2 + [("ring-allreduce", s) for s in (0, 1)])
     kept = {(r["contestant"], r["seed"]) for r in Store(tmp_path, "toy").runs.values() if not r["simulated"]}

@@ -76,7 +76,7 @@ def perform(job: Job) -> Row:
         raise KeyboardInterrupt
     if done.result.missing:  # slower, or never there, for a reason that is none of the algorithm's
         lost = ", ".join(map(str, done.result.missing))
-        raise Incomplete(f"{job.title}: rank {lost} did not end by itself; nothing of this run is kept")
+        raise Incomplete(f"rank {lost} did not end by itself")
     return row | _found(done.result, done.points)
 
 

@@ -18,11 +18,11 @@ from statistics import median
 
 from rfast_zmq.bench.suites.block import Block, Suite
 from rfast_zmq.bench.suites.ground import ALONE, Cell, Contestant, Ground, Job
-from rfast_zmq.bench.suites.perform import Incomplete, Row, code, perform, score
+from rfast_zmq.bench.suites.perform import Row, code, perform, score
 from rfast_zmq.bench.suites.store import Store
 from rfast_zmq.bench.suites.tuning import Score, Tuned, best_batch, best_lr
 from rfast_zmq.bench.suites.workers import Workers
-from rfast_zmq.errors import RfastError, UsageError
+from rfast_zmq.errors import RfastError, TaskError, UsageError
 from rfast_zmq.launch.namespaces import Namespaces
 
 TUNING_SEEDS = (1000, 1001, 1002, 1003)
@@ -135,13 +135,19 @@ class Runner:
         for jobs, again in ((later, once), (once, [])):
             for left, job in zip(range(len(jobs), 0, -1), jobs, strict=True):
                 try:
-                    self._note(job, perform(job), f", {left - 1} left" if left > 1 else "")
-                except Incomplete as error:
-                    self._tell(f"{self._clock()} {error}")
+                    row = perform(job)
+                except (UsageError, TaskError):  # so it would be every time
+                    raise
+                except RfastError as error:  # a process was killed, or did not end: the others may still run
+                    self._tell(
+                        f"{self._clock()} {job.title}: {str(error).partition(chr(10))[0]}; nothing of it is kept"
+                    )
                     again.append(job)
+                else:
+                    self._note(job, row, f", {left - 1} left" if left > 1 else "")
         self._tell(f"{self._clock()} done: {self._ran} runs, {self._skipped} were there")
         if again:
-            raise RfastError(f"{len(again)} runs did not end by themselves twice; the same command tries them again")
+            raise RfastError(f"{len(again)} runs failed twice; the same command tries them again")
 
     # ------------------------------------------------------------------------------- virtual time
 
