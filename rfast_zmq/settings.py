@@ -30,7 +30,7 @@ WIRES = ("float32", "bf16", "int8")
 OPTIMIZERS = ("nadam", "adam", "sgd", "momentum", "nesterov")
 
 
-REPORTS_A_ROUND = {"rfast-tree": 8, "rfast": 8}
+REPORTS_A_ROUND = {"rfast-tree": 8, "rfast": 8, "rennala": 8, "amelie": 8}
 """So many reports a node makes in a round, where the user does not say how many samples one is of; of others one."""
 
 
