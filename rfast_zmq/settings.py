@@ -53,7 +53,7 @@ class Settings:
         weight_decay: decoupled weight decay.
         clip_norm: the most that the norm of a round's mean gradient may be; None: any.
         global_batch: B, the samples of a round.
-        report_batch: μ, the samples of a report; None: an eighth of a node's share B/n (of a rival: all of it).
+        report_batch: μ, the samples of a report; None: as :data:`REPORTS_A_ROUND` has it.
         compute: emulated seconds of a gradient over the share B/n: ``none``, ``constant:S``, ``uniform:A:B``,
             ``lognormal:MEDIAN:SIGMA``.
         straggler: ``RANK:FACTOR`` each.

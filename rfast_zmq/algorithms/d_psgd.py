@@ -57,16 +57,16 @@ class DPsgd(Ordered):
             (j, b): deque() for j in self.hears_from for b in range(self.buckets)
         }
         """Per neighbour and bucket what it sent and was not averaged yet: of this round, perhaps of the next."""
-        self._after: list[Tensor] | None = None
-        """This node's models after its step, while others' words of the round are awaited. (With overlap what is
-        averaged is those before it.)"""
+        self._after: list[Tensor] = []
+        """This node's models after the step of this round, while others' words of the round are awaited. Without
+        overlap they are what it shows meanwhile: over the nodes their mean is that of the round."""
         self._contributed: dict[int, Tensor] = {}
         """Of each bucket of running averages, this node's own of the round before."""
         self._sent = False
 
     def _at(self) -> tuple[Tensor, ...] | None:
         model = tuple(x for x in self._x if x is not None)
-        return model if self._after is None and len(model) == self.buckets else None
+        return model if not self._after and len(model) == self.buckets else None
 
     def _issued(self) -> list[Action]:
         if self._sent or not self._overlaps:
@@ -84,7 +84,10 @@ class DPsgd(Ordered):
     def _computed(self, gradient: tuple[Tensor, ...], event: GradientReady) -> list[Action]:
         self._after = [self._step(b, g) for b, g in enumerate(gradient)]
         self._steps.done(event.samples)
-        actions = [] if self._overlaps else self._tell(self._after)
+        actions: list[Action] = []
+        if not self._overlaps:
+            self._x = list(self._after)
+            actions = self._tell(self._after)
         self._mix()
         return actions
 
@@ -104,13 +107,13 @@ class DPsgd(Ordered):
 
     def _mix(self) -> None:
         """If everybody's word of this round is there, and the step is taken."""
-        if self._after is None or not all(self._came_of.values()):
+        if not self._after or not all(self._came_of.values()):
             return
         own = self._weights[self.rank]
-        for b, (x, stepped) in enumerate(zip(self._x, self._after, strict=True)):
+        for b, (x, after) in enumerate(zip(self._x, self._after, strict=True)):
             assert x is not None
-            mixed = stepped - (1.0 - own) * x if self._overlaps else own * stepped
+            mixed = after - (1.0 - own) * x if self._overlaps else own * after
             for j in self.hears_from:
                 mixed.add_(self._came_of[j, b].popleft(), alpha=self._weights[j])
             self._x[b] = mixed
-        self._after, self._sent = None, False
+        self._after, self._sent = [], False

@@ -8,10 +8,10 @@ y begins as the first gradient, and Σ y is the sum of the nodes' newest gradien
 what makes that robust: no running sums and no buffers, so every message counts, and nobody goes on before all its
 in-neighbours' words of the round are there. A node sends a_ji y_i as soon as it has y_i, so that it travels while the
 next gradient is computed; x_i − γ y_i then, too, and waits for the others'. With overlap it sends x_i as it begins its
-gradient and waits for no model, but bears smaller steps.
+gradient, so that models travel meanwhile, but it bears smaller steps.
 
 The graphs and weights are the topology's, as ``rfast`` has them. What counts is the root's model. Of running averages
-(BatchNorm) a node adds what its own have changed by to its neighbours' mix.
+(BatchNorm) a node adds what its own have changed by, in the place of a step.
 
 Sources: Xin, Sahu, Khan, Kar, "Distributed stochastic optimization with gradient tracking over strongly-connected
 networks" (arXiv 1903.07266), S-AB, with overlap; Pu, Shi, Xu, Nedić, "Push-pull gradient methods for distributed

@@ -27,7 +27,7 @@ Source: Assran et al., "Stochastic gradient push for distributed deep learning" 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 from torch import Tensor
@@ -83,7 +83,9 @@ class Sgp(Ordered):
         return self._steps.plain(bucket, x, self.config.weight)
 
     def _computed(self, gradient: tuple[Tensor, ...], event: GradientReady) -> list[Action]:
-        actions = self._take_up()  # so that what has come is handed on in this round
+        # What has come is handed on in this round. (Of running averages a node hands on its own, and shows the mix.)
+        self._take_up(b for b, bucket in enumerate(self.config.layout.buckets) if bucket.kind == "parameters")
+        actions: list[Action] = []
         takers = self._turns[self._handed % len(self._turns)]
         share = 1.0 / (1 + len(takers))
         for b, (z, g) in enumerate(zip(self._x, gradient, strict=True)):
@@ -100,25 +102,28 @@ class Sgp(Ordered):
             self._mass[b], self._y[b] = part, y
         self._steps.done(event.samples)
         self._handed += 1
-        return actions + self._take_up()
+        self._take_up(range(self.buckets))
+        return actions
 
     def _came(self, src: int, bucket: int, payload: Tensor, numbers: Mapping[str, Number]) -> list[Action]:
         self._waiting[src, bucket].append((payload, float(numbers["y"])))  # type: ignore[arg-type]
-        return self._take_up() if self._at() is None else []
+        if self._at() is None:
+            self._take_up(range(self.buckets))
+        return []
 
-    def _take_up(self) -> list[Action]:
-        """What has come of rounds that this node has been through."""
+    def _take_up(self, buckets: Iterable[int]) -> None:
+        """What has come, in these buckets, of rounds that this node has been through."""
+        wanted = set(buckets)
         for (j, b), shares in self._waiting.items():
-            while shares and self._taken[j, b] < self._handed_by(j, self._handed):
+            while b in wanted and shares and self._taken[j, b] < self._handed_by(j, self._handed):
                 payload, y = shares.popleft()
                 x = self._mass[b]
                 assert x is not None
                 self._mass[b], self._y[b] = x + payload, self._y[b] + y
                 self._taken[j, b] += 1
         for b, x in enumerate(self._mass):
-            if x is not None:
+            if x is not None and b in wanted:
                 self._x[b] = x / self._y[b]
-        return []
 
     def _handed_by(self, src: int, rounds: int) -> int:
         """The shares that a node hands to this one in its first ``rounds`` rounds."""

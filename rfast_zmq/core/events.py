@@ -90,7 +90,7 @@ class GradientReady:
 
     Attributes:
         gradient: per bucket, from ``first`` on, a 1-D tensor: the mean gradient over the samples (for a bucket of
-            running averages: their contribution, see :class:`~rfast_zmq.task.layout.Layout`).
+            running averages: their contribution, see :mod:`rfast_zmq.task.flat`).
         samples: how many samples it is the mean of.
         loss: mean loss over them; None: not known.
         rounds: per bucket, the ``rounds`` of that :class:`RunGradient`.

@@ -276,6 +276,24 @@ def test_osgp_ends_near_the_optimum_nearer_for_a_smaller_step_and_keeps_its_weig
     assert errors[1] < errors[0] / 2
 
 
+def test_d_psgd_counts_a_round_as_its_steps_are_taken() -> None:
+    """What is judged when all have computed k gradients is the mean after k steps, whatever has come of it."""
+    net = started("d-psgd")
+    lockstep(net, 3)
+    mean = models(net).mean(0) - LR * descent(net.problem, models(net)).mean(0)
+    for rank in range(5):
+        net.compute(rank)
+    for rank in range(5):
+        net.finish(rank)
+    shown = np.array([np.concatenate([t.numpy() for t in node.algorithm.export()]) for node in net.nodes])
+    np.testing.assert_allclose(shown.mean(0), mean, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["rennala", "amelie"])
+def test_who_loses_gradients_of_an_older_model_takes_small_ones(name: str) -> None:
+    assert Settings(nodes=4, algorithm=name, global_batch=256).report == 8
+
+
 @pytest.mark.parametrize("shape", ["ring", "binary-tree", "exponential"])
 def test_osgp_hands_on_in_this_round_what_came_while_its_gradient_was_computed(shape: str) -> None:
     """Where all are as fast and every word is half a round on its way: x½ = x + what came − γ g, of which shares go."""
@@ -393,14 +411,16 @@ def test_who_stands_still_for_a_while_loses_nothing(name: str) -> None:
     assert out.result.samples >= 3200
 
 
-def test_gossip_keeps_the_mean_of_running_averages_and_long_runs_lose_no_digits() -> None:
+@pytest.mark.parametrize("overlap", [0.0, 1.0])
+def test_gossip_keeps_the_mean_of_running_averages_and_long_runs_lose_no_digits(overlap: float) -> None:
     """The mean over nodes of what the gossip holds is that of the nodes' own, on a star too; and models that are held
     where they are, by mixing against a steady gradient, are there after a thousand steps to the digit."""
     entries = [Entry("w", (2,), "parameter", 0, 0), Entry("mean", (2,), "mean", -1, 2)]
     layout = Layout.build(entries, [Group(decay=False)], torch.float32, 2)
     topology = build("star", 4)
+    initial, options = layout.split(torch.zeros(4)), {"overlap": overlap}
     nodes = [
-        DPsgd(NodeConfig(rank=r, topology=topology, layout=layout, initial=layout.split(torch.zeros(4)), lr=0.1))
+        DPsgd(NodeConfig(rank=r, topology=topology, layout=layout, initial=initial, lr=0.1, options=options))
         for r in range(4)
     ]
     seen = []
@@ -411,8 +431,9 @@ def test_gossip_keeps_the_mean_of_running_averages_and_long_runs_lose_no_digits(
         for r, node in enumerate(nodes):
             if not round_:
                 node.handle(Started(0.0))
-            queue += [a for a in node.handle(ModelWanted(0.0)) if isinstance(a, Send)]
-            node.handle(GradientReady(0.0, (slopes[r], own[r]), 1, 0.0, (0.0, 0.0), 0.1))
+            told = node.handle(ModelWanted(0.0))
+            told += node.handle(GradientReady(0.0, (slopes[r], own[r]), 1, 0.0, (0.0, 0.0), 0.1))
+            queue += [a for a in told if isinstance(a, Send)]
         for send in queue:
             for action in nodes[send.edge.src].handle(LinkReady(0.0, send.edge, send.bucket)):
                 if isinstance(action, Transmit):

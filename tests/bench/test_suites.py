@@ -534,6 +534,15 @@ def test_runs_of_other_data_side_by_side_are_pointed_out(done: Path, tmp_path: P
         assert ("more than one data file" in write(tmp_path)[0].read_text()) == warned
 
 
+def test_a_page_that_cannot_be_written_is_said_in_one_line(done: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("<!-- toy/toy -->\n<!-- end toy/toy -->\n")
+    (tmp_path / "page.md.new").mkdir()
+    with pytest.raises(UsageError, match=r"page\.md\.new: Is a directory"):
+        write(done, page)
+    assert "<!-- end toy/toy -->" in page.read_text(), "and what was there is"
+
+
 def test_who_was_searched_anew_and_has_not_run_since_stands_there_as_before(done: Path, tmp_path: Path) -> None:
     copytree(done, tmp_path, dirs_exist_ok=True)
     before = tables_of(toy(BLOCK), Store(done, "toy"))

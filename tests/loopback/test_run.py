@@ -176,7 +176,8 @@ def test_the_target_ends_a_run_and_is_timed() -> None:
 
 def test_where_the_mean_of_the_models_is_judged_every_point_is_of_the_mean() -> None:
     """Two nodes that want 0 and 1: x⁺ = mean − (x − what it wants)/2 settles at 1/3 and 2/3."""
-    done = run(plan("Apart", nodes=2, algorithm="d-psgd", topology="ring", lr=0.5, samples=3200, evaluate_every=4.0))
+    given = {"algorithm_option": ("overlap=1",), "lr": 0.5, "samples": 3200, "evaluate_every": 4.0}
+    done = run(plan("Apart", nodes=2, algorithm="d-psgd", topology="ring", **given))
     models = [p.extra["model"] for p in done.points]
     assert len(models) > 5
     assert models[len(models) // 2 :] == pytest.approx([0.5] * (len(models) - len(models) // 2), abs=0.01)

@@ -32,8 +32,15 @@ def write(folder: Path, page: Path | None = None) -> list[Path]:
         The files written.
 
     Raises:
-        UsageError: no suite, no runs yet, no mark of this suite on the page, or a page that cannot be written.
+        UsageError: no suite, no runs yet, no mark of this suite on the page, or a file that cannot be written.
     """
+    try:
+        return _write(folder, page)
+    except OSError as error:
+        raise UsageError(f"{error.filename or folder}: {error.strerror}") from None
+
+
+def _write(folder: Path, page: Path | None) -> list[Path]:
     store = Store(folder, None)
     tables = tables_of(named(store.suite), store)
     if not tables:
@@ -73,10 +80,9 @@ def write(folder: Path, page: Path | None = None) -> list[Path]:
         page, text = folder / "report.md", f"# {store.suite}\n\n" + "\n".join(shown) + _tuning(tables)
     elif not shown:
         raise UsageError(f"--page {page}: has no <!-- {store.suite}/{grounds[0].name} -->, nor another ground's mark")
-    try:
-        page.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{page}: cannot be written: {error.strerror}") from None
+    beside = page.with_name(f"{page.name}.new")  # what was there is lost only once there is something else
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(page)
     return [page, *made]
 
 
@@ -170,12 +176,15 @@ def _conditions(grounds: Sequence[Ground], tables: Sequence[Table], compared: bo
 
 def _mixed(tables: Sequence[Table], rows: Sequence[Row]) -> str:
     """A warning where what stands side by side was not made alike."""
-    whats = {"code": "state of the code", "data": "data file"}
-    if all(t.block.ground.simulated for t in tables):
-        rows = [*rows, *(row for t in tables if t.alone for row in t.alone.runs.values())]
-    else:  # whose one machine is in virtual time, by other code
-        whats["processor"] = "kind of machine"
-    found = [what for name, what in whats.items() if len({row[name] for row in rows if row.get(name)}) > 1]
+    virtual = all(t.block.ground.simulated for t in tables)
+    alone = [row for t in tables if t.alone for row in t.alone.runs.values()]  # always in virtual time
+    found = []
+    if len({row.get("code") for row in (*rows, *(alone if virtual else ()))}) > 1:
+        found.append("state of the code")
+    if len({row["data"] for row in (*rows, *alone) if row.get("data")}) > 1:
+        found.append("data file")
+    if not virtual and len({row["processor"] for row in rows}) > 1:
+        found.append("kind of machine")
     return "".join(f" **The runs are of more than one {what}.**" for what in found)
 
 

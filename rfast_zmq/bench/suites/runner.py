@@ -139,9 +139,7 @@ class Runner:
                 except (UsageError, TaskError):  # so it would be every time
                     raise
                 except RfastError as error:  # a process was killed, or did not end: the others may still run
-                    self._tell(
-                        f"{self._clock()} {job.title}: {str(error).partition(chr(10))[0]}; nothing of it is kept"
-                    )
+                    self._tell(f"{self._clock()} {job.title}: nothing of this run is kept: {error}")
                     again.append(job)
                 else:
                     self._note(job, row, f", {left - 1} left" if left > 1 else "")
@@ -331,7 +329,7 @@ def chosen_blocks(suite: Suite, choice: Choice) -> list[Block]:
     blocks = [block for block in blocks if any(not e.contestant.alone for e in entries(block, choice))]
     if not blocks:
         raise UsageError(f"{suite.name}: nothing is left of it by --part, --only, --cells and --tables; leave one out")
-    left = [e for block in blocks for e in entries(block, choice)]
+    left = [e for block in blocks for e in entries(block, choice) if not e.contestant.alone]
     runs = {"only": {e.contestant.label for e in left}, "cells": {e.cell.key for e in left}}
     for flag, given in (("only", choice.only), ("cells", choice.cells)):
         for name in given:
