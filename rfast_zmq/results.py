@@ -156,36 +156,38 @@ class RunFolder:
     def config(self, settings: Settings, task: str, **more: object) -> None:
         """The whole configuration, the seed and the versions it ran with."""
         text = {"task": task, "settings": asdict(settings), "versions": versions(), **more}
-        _write(self.path / "config.json", json.dumps(text, indent=2, default=str) + "\n")
+        write_whole(self.path / "config.json", json.dumps(text, indent=2, default=str) + "\n")
 
     def topology(self, toml: str) -> None:
         """The two graphs, as a file that ``--topology`` takes."""
-        _write(self.path / "topology.toml", toml)
+        write_whole(self.path / "topology.toml", toml)
 
     def metrics(self, points: list[Point]) -> None:
         """One line an evaluation."""
-        _write(self.path / "metrics.jsonl", "".join(json.dumps(_finite(asdict(p))) + "\n" for p in points))
+        write_whole(self.path / "metrics.jsonl", "".join(json.dumps(_finite(asdict(p))) + "\n" for p in points))
 
     def nodes(self, points: list[NodePoint]) -> None:
         """One line a node and moment."""
-        _write(self.path / "nodes.jsonl", "".join(json.dumps(_finite(asdict(p))) + "\n" for p in points))
+        write_whole(self.path / "nodes.jsonl", "".join(json.dumps(_finite(asdict(p))) + "\n" for p in points))
 
     def baseline(self, points: list[Point] | None) -> None:
         """One line an evaluation of one machine; None: there is none, and an older one goes."""
         if points is None:
             (self.path / "baseline.jsonl").unlink(missing_ok=True)
         else:
-            _write(self.path / "baseline.jsonl", "".join(json.dumps(_finite(asdict(p))) + "\n" for p in points))
+            write_whole(self.path / "baseline.jsonl", "".join(json.dumps(_finite(asdict(p))) + "\n" for p in points))
 
     def model(self, state: Mapping[str, Tensor]) -> None:
         """The model, for ``safetensors.torch.load_file`` and ``Module.load_state_dict``."""
         from safetensors.torch import save
 
-        _write(self.path / "model.safetensors", save({k: v.detach().contiguous().clone() for k, v in state.items()}))
+        write_whole(
+            self.path / "model.safetensors", save({k: v.detach().contiguous().clone() for k, v in state.items()})
+        )
 
     def result(self, result: Result) -> None:
         """The result, as ``--json`` prints it."""
-        _write(self.path / "result.json", result.to_json() + "\n")
+        write_whole(self.path / "result.json", result.to_json() + "\n")
 
 
 def versions() -> dict[str, str]:
@@ -199,7 +201,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _write(path: Path, content: str | bytes) -> None:
+def write_whole(path: Path, content: str | bytes) -> None:
     """Replace a file whole, so that a run cut short leaves the old one or the new one, never half."""
     part = path.with_name(path.name + ".part")
     if isinstance(content, str):

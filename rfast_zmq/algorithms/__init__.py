@@ -98,6 +98,8 @@ def options_of(kind: type[Method], given: Sequence[str]) -> dict[str, float]:
             raise UsageError(f"--algorithm-option {text}: {value!r} is no number") from None
         if not isfinite(options[name]):
             raise UsageError(f"--algorithm-option {text}: must be a finite number")
+        if name in kind.switches and options[name] not in (0.0, 1.0):
+            raise UsageError(f"--algorithm-option {text}: must be 0 or 1")
         seen.add(name)
     kind.check_options(options)
     return options

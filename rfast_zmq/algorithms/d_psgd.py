@@ -31,7 +31,6 @@ from rfast_zmq.core.events import Action, GradientReady, Number
 from rfast_zmq.core.gossip import metropolis, neighbours
 from rfast_zmq.core.interface import NodeConfig
 from rfast_zmq.core.ordered import Ordered, OwnSteps
-from rfast_zmq.errors import UsageError
 
 
 class DPsgd(Ordered):
@@ -40,11 +39,7 @@ class DPsgd(Ordered):
     name: ClassVar[str] = "d-psgd"
     judged_by_mean: ClassVar[bool] = True
     options: ClassVar[Mapping[str, float]] = {"overlap": 0.0}
-
-    @classmethod
-    def check_options(cls, options: Mapping[str, float]) -> None:
-        if options["overlap"] not in (0.0, 1.0):
-            raise UsageError(f"--algorithm-option overlap={options['overlap']:g}: must be 0 or 1")
+    switches: ClassVar[tuple[str, ...]] = ("overlap",)
 
     def __init__(self, config: NodeConfig) -> None:
         around = neighbours(config.topology)
@@ -72,11 +67,7 @@ class DPsgd(Ordered):
         if self._sent or not self._overlaps:
             return []
         self._sent = True
-        return self._tell([x for x in self._x if x is not None])
-
-    def _tell(self, models: list[Tensor]) -> list[Action]:
-        posts = [self._post(j, b, x) for j in self.sends_to for b, x in enumerate(models)]
-        return [action for post in posts for action in post]
+        return self._post_model(self.sends_to, (x for x in self._x if x is not None))
 
     def _plain(self, bucket: int, x: Tensor) -> Tensor:
         return self._steps.plain(bucket, x, self.config.weight)
@@ -87,7 +78,7 @@ class DPsgd(Ordered):
         actions: list[Action] = []
         if not self._overlaps:
             self._x = list(self._after)
-            actions = self._tell(self._after)
+            actions = self._post_model(self.sends_to, self._after)
         self._mix()
         return actions
 

@@ -36,14 +36,12 @@ class Ddp(Method):
     bears_loss: ClassVar[bool] = False
     alike: ClassVar[str] = "ring-allreduce --topology ring, which is the same mathematics"
     options: ClassVar[Mapping[str, float]] = {"bucket_mb": 25.0, "find_unused_parameters": 0.0}
+    switches: ClassVar[tuple[str, ...]] = ("find_unused_parameters",)
 
     @classmethod
     def check_options(cls, options: Mapping[str, float]) -> None:
         if options["bucket_mb"] <= 0:
             raise UsageError(f"--algorithm-option bucket_mb={options['bucket_mb']:g}: must be above 0, such as 25")
-        if options["find_unused_parameters"] not in (0, 1):
-            value = options["find_unused_parameters"]
-            raise UsageError(f"--algorithm-option find_unused_parameters={value:g}: must be 0 or 1")
 
     @classmethod
     def check_settings(cls, settings: Settings) -> None:

@@ -31,7 +31,6 @@ from torch import Tensor
 from rfast_zmq.core.events import Action, GradientReady, Number
 from rfast_zmq.core.interface import NodeConfig
 from rfast_zmq.core.ordered import Ordered, OwnSteps
-from rfast_zmq.errors import UsageError
 
 
 class SAb(Ordered):
@@ -41,11 +40,7 @@ class SAb(Ordered):
     optimizers: ClassVar[tuple[str, ...]] = ("sgd",)
     data_numbers: ClassVar[Mapping[str, type]] = {"mass": bool}
     options: ClassVar[Mapping[str, float]] = {"overlap": 0.0}
-
-    @classmethod
-    def check_options(cls, options: Mapping[str, float]) -> None:
-        if options["overlap"] not in (0.0, 1.0):
-            raise UsageError(f"--algorithm-option overlap={options['overlap']:g}: must be 0 or 1")
+    switches: ClassVar[tuple[str, ...]] = ("overlap",)
 
     def __init__(self, config: NodeConfig) -> None:
         topology, rank = config.topology, config.rank
@@ -79,11 +74,7 @@ class SAb(Ordered):
         if self._sent or not self._overlaps:
             return []
         self._sent = True
-        return self._tell([x for x in self._x if x is not None])
-
-    def _tell(self, models: list[Tensor]) -> list[Action]:
-        posts = [self._post(j, b, x, mass=False) for j in self._models_to for b, x in enumerate(models)]
-        return [action for post in posts for action in post]
+        return self._post_model(self._models_to, (x for x in self._x if x is not None), mass=False)
 
     def _computed(self, gradient: tuple[Tensor, ...], event: GradientReady) -> list[Action]:
         self._new, self._samples = gradient, event.samples
@@ -126,7 +117,7 @@ class SAb(Ordered):
             stepped.append(x + (y if averages else self._steps.change(b, x, y)))
         self._steps.done(self._samples)
         self._y, self._g, self._stepped = ys, gs, stepped
-        return actions if self._overlaps else actions + self._tell(stepped)
+        return actions if self._overlaps else actions + self._post_model(self._models_to, stepped, mass=False)
 
     def _pull(self) -> None:
         """x of the next round."""

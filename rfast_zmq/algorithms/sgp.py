@@ -36,7 +36,6 @@ from rfast_zmq.core.events import Action, GradientReady, Number
 from rfast_zmq.core.gossip import receivers
 from rfast_zmq.core.interface import NodeConfig
 from rfast_zmq.core.ordered import Ordered, OwnSteps
-from rfast_zmq.errors import UsageError
 
 
 class Sgp(Ordered):
@@ -46,13 +45,9 @@ class Sgp(Ordered):
     judged_by_mean: ClassVar[bool] = True
     data_numbers: ClassVar[Mapping[str, type]] = {"y": float}
     options: ClassVar[Mapping[str, float]] = {"one_peer": 0.0}
+    switches: ClassVar[tuple[str, ...]] = ("one_peer",)
     behind: ClassVar[int] = 0
     """τ: the rounds by which a sender may be behind."""
-
-    @classmethod
-    def check_options(cls, options: Mapping[str, float]) -> None:
-        if options["one_peer"] not in (0.0, 1.0):
-            raise UsageError(f"--algorithm-option one_peer={options['one_peer']:g}: must be 0 or 1")
 
     def __init__(self, config: NodeConfig) -> None:
         turns = [_turns(j, to, config) for j, to in enumerate(receivers(config.topology))]

@@ -143,6 +143,8 @@ class Method(ABC):
     """Whether it goes on where messages are lost, late or repeated; else injected faults are refused."""
     options: ClassVar[Mapping[str, float]] = {}
     """Its own numbers, that ``--algorithm-option NAME=VALUE`` changes, and what they are where nobody says."""
+    switches: ClassVar[tuple[str, ...]] = ()
+    """Those of them that are 0 or 1."""
     cpu_only: ClassVar[bool] = False
     """Whether gradients are computed on the CPU even where there is a GPU."""
     alike: ClassVar[str] = ""

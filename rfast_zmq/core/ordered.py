@@ -100,6 +100,11 @@ class Ordered(Skeleton):
         self._queues[edge, bucket].append((payload, numbers))
         return [Send(edge, bucket)]
 
+    def _post_model(self, to: Iterable[int], model: Iterable[Tensor], **numbers: Number) -> list[Action]:
+        """Queue a whole model for each of some nodes."""
+        posts = [self._post(j, b, x, **numbers) for b, x in enumerate(model) for j in to]
+        return [action for post in posts for action in post]
+
     # ------------------------------------------------------------------------------------ the skeleton's
 
     @classmethod

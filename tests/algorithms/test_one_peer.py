@@ -9,7 +9,6 @@ import pytest
 
 from rfast_zmq import Plan, Settings, Simulator
 from rfast_zmq.core.gossip import receivers
-from rfast_zmq.errors import UsageError
 from tests.loopback.tasks import Line
 
 from .network import Network
@@ -105,9 +104,3 @@ def test_in_virtual_time_all_go_at_the_pace_of_the_slowest(name: str) -> None:
     assert share[3] < 0.05
     assert share[:3] == pytest.approx([0.8] * 3, abs=0.06)
     assert out.points[-1].extra["error"] < 0.1
-
-
-@pytest.mark.parametrize("given", ["2", "0.5", "-1"])
-def test_a_choice_that_is_none_is_refused(given: str) -> None:
-    with pytest.raises(UsageError, match=f"one_peer={given}: must be 0 or 1"):
-        Plan.make(Line, Settings(algorithm="sgp", optimizer="sgd", algorithm_option=(f"one_peer={given}",)))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rfast_zmq import Plan, Settings, Simulator
-from rfast_zmq.algorithms import RIVALS, NodeConfig
+from rfast_zmq.algorithms import METHODS, RIVALS, NodeConfig, options_of
 from rfast_zmq.algorithms.d_psgd import DPsgd
 from rfast_zmq.conditions import Halt
 from rfast_zmq.core.events import GradientReady, LinkReady, ModelWanted, Received, Send, Started, Transmit
@@ -287,6 +287,15 @@ def test_d_psgd_counts_a_round_as_its_steps_are_taken() -> None:
         net.finish(rank)
     shown = np.array([np.concatenate([t.numpy() for t in node.algorithm.export()]) for node in net.nodes])
     np.testing.assert_allclose(shown.mean(0), mean, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("given", ["2", "0.5", "-1"])
+@pytest.mark.parametrize(("name", "switch"), [(name, s) for name, kind in METHODS.items() for s in kind.switches])
+def test_a_switch_that_is_neither_0_nor_1_is_refused(name: str, switch: str, given: str) -> None:
+    assert METHODS[name].options[switch] in (0.0, 1.0)
+    assert options_of(METHODS[name], [f"{switch}=1"])[switch] == 1.0
+    with pytest.raises(UsageError, match=f"{switch}={given}: must be 0 or 1"):
+        options_of(METHODS[name], [f"{switch}={given}"])
 
 
 @pytest.mark.parametrize("name", ["rennala", "amelie"])

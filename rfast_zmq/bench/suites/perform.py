@@ -26,17 +26,13 @@ POINT = ("time_s", "samples", "bytes_sent", "accuracy", "loss")
 """What is kept of an evaluation, in this order."""
 
 
-class Incomplete(RfastError):
-    """A process ended before its run did, or did not end by itself: the run says nothing of the algorithm."""
-
-
 def perform(job: Job) -> Row:
     """Run it to its end. A run that the algorithm refuses gives a row that says why under ``stops``.
 
     Raises:
-        Incomplete: a process ended before the run did, or did not end by itself.
         KeyboardInterrupt: the user ended a real run.
-        RfastError: a task or a node failed.
+        UsageError, TaskError: so it would be every time.
+        RfastError: a process was killed, or did not end by itself: the run says nothing of the algorithm.
     """
     settings = job.settings()
     row: Row = {
@@ -76,7 +72,7 @@ def perform(job: Job) -> Row:
         raise KeyboardInterrupt
     if done.result.missing:  # slower, or never there, for a reason that is none of the algorithm's
         lost = ", ".join(map(str, done.result.missing))
-        raise Incomplete(f"rank {lost} did not end by itself")
+        raise RfastError(f"rank {lost} did not end by itself")
     return row | _found(done.result, done.points)
 
 

@@ -15,6 +15,7 @@ from rfast_zmq.bench.suites.runner import FIXED, OWN
 from rfast_zmq.bench.suites.standings import NOT_RUN, Reached, Standing, Table, ratios, reached, spread, tables_of
 from rfast_zmq.bench.suites.store import Row, Store
 from rfast_zmq.errors import UsageError
+from rfast_zmq.results import write_whole
 
 KINDS = {FIXED: "B = {batch}, each at its best lr", OWN: "each at its own best B and lr"}
 
@@ -80,9 +81,7 @@ def _write(folder: Path, page: Path | None) -> list[Path]:
         page, text = folder / "report.md", f"# {store.suite}\n\n" + "\n".join(shown) + _tuning(tables)
     elif not shown:
         raise UsageError(f"--page {page}: has no <!-- {store.suite}/{grounds[0].name} -->, nor another ground's mark")
-    beside = page.with_name(f"{page.name}.new")  # what was there is lost only once there is something else
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(page)
+    write_whole(page, text)
     return [page, *made]
 
 
