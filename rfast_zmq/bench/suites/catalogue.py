@@ -31,7 +31,7 @@ SUITES = {
             name="paper",
             about="the paper's claims: (a) softmax regression over five topologies, in virtual time; (b) a perceptron"
             " in real processes; (c) a ResNet, in virtual time",
-            costs="about 15 hours by estimate, of which (a) 2 and (c) 1½",
+            costs="about 15 hours by estimate, of which (a) 2 and (c) 2½",
             blocks=(PAPER_A, PAPER_B, PAPER_B_SPEEDS, PAPER_B_OWN, PAPER_B_OWN_EVEN, PAPER_B_END, PAPER_C),
         ),
         Suite(
